@@ -1,0 +1,38 @@
+"""RoPE encodings: a rule makes a table of frequencies; everything else takes the table."""
+
+from resonance_jax.rope.methods import METHODS
+from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
+from resonance_jax.rope.resonance import (
+    critical_dimension,
+    feature_gap,
+    resonance,
+    seen_twin,
+    wavelengths,
+)
+from resonance_jax.rope.spec import (
+    RopeSpec,
+    fingerprint,
+    frequencies,
+    from_record,
+    same,
+    to_record,
+)
+
+__all__ = [
+    "METHODS",
+    "Frequencies",
+    "RopeSpec",
+    "cos_sin",
+    "critical_dimension",
+    "feature_gap",
+    "fingerprint",
+    "frequencies",
+    "from_inv_freq",
+    "from_record",
+    "resonance",
+    "rotate",
+    "same",
+    "seen_twin",
+    "to_record",
+    "wavelengths",
+]

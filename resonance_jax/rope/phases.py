@@ -1,0 +1,152 @@
+"""Frequencies -> cos and sin, exact at any position, and the rotation of queries and keys.
+
+A phase is counted in turns, as a binary fraction that wraps around (the phase accumulator of signal
+processing): `step`, turns per position, is a 64-bit fraction in two uint32 words; multiplied by the
+integer position, the whole turns overflow away by themselves. float32 `position * inv_freq` is wrong in
+cos by 2e-3 at position 32,768 and by 8e-2 at a million; this is right to 1e-6 everywhere, on hardware
+without float64. A pair with an integer wavelength first takes the position modulo it, so that it is
+periodic to the last bit.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WORD = 2.0**32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frequencies:
+    """An encoding as data: what the decoder takes. A pytree without static parts, so it can be stacked.
+
+    step:             u32[R/2, 2], turns per position as a 64-bit fraction (high word, low word): the truth
+    wavelength:       i32[R/2], positions per turn where that is a whole number below 2^31, else 0
+    attention_factor: f32[], multiplies cos and sin
+    """
+
+    step: jax.Array
+    wavelength: jax.Array
+    attention_factor: jax.Array
+
+    @property
+    def inv_freq(self) -> jax.Array:
+        """f32[R/2], radians per position; works under jit."""
+        words = jnp.asarray(self.step).astype(jnp.float32)
+        return (words[..., 0] + words[..., 1] / WORD) * jnp.float32(2 * math.pi / WORD)
+
+    @property
+    def inv_freq64(self) -> np.ndarray:
+        """f64[R/2], radians per position; on the host only (ValueError under jit)."""
+        step, wavelength, _ = host(self, "inv_freq64")
+        turns = step[..., 0] / WORD + step[..., 1] / WORD**2
+        whole = np.where(wavelength > 0, wavelength, 1)
+        return 2 * math.pi * np.where(wavelength > 0, 1.0 / whole, turns)
+
+
+def host(freqs: Frequencies, caller: str) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """The three leaves as numpy arrays. Raises ValueError when given tracers."""
+    leaves = (freqs.step, freqs.wavelength, freqs.attention_factor)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise ValueError(
+            f"{caller} works on the host in float64; call it outside jit and vmap, and pass its result in."
+        )
+    step, wavelength, attention_factor = (np.asarray(leaf) for leaf in leaves)
+    return step, wavelength, attention_factor
+
+
+def from_inv_freq(
+    inv_freq: np.ndarray, attention_factor: float = 1.0, wavelength: np.ndarray | None = None
+) -> Frequencies:
+    """Any float64 table as Frequencies.
+
+    inv_freq f64[R/2] in radians per position; wavelength int[R/2], where given and positive, replaces it
+    by one turn in that many positions (those of 2^31 and more keep a 64-bit step and lose the modulo).
+    Raises ValueError for numbers that are not finite or negative.
+    """
+    inv_freq = np.asarray(inv_freq, np.float64)
+    if not (np.isfinite(inv_freq).all() and (inv_freq >= 0).all()):
+        raise ValueError("frequencies must be finite and not negative (radians per position).")
+    turns = inv_freq / (2 * math.pi)
+    whole = np.zeros(inv_freq.shape, np.int64) if wavelength is None else np.asarray(wavelength, np.int64)
+    turns = np.where(whole > 0, 1.0 / np.maximum(whole, 1), turns) % 1.0
+    high = np.floor(turns * WORD)
+    low = np.round((turns * WORD - high) * WORD)
+    carry = low == WORD
+    high, low = (high + carry) % WORD, np.where(carry, 0.0, low)
+    return Frequencies(
+        step=np.stack([high, low], axis=-1).astype(np.uint32),
+        wavelength=np.where(whole < 2**31, whole, 0).astype(np.int32),
+        attention_factor=np.float32(attention_factor),
+    )
+
+
+def _high_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The upper 32 bits of the 64-bit product of two uint32, in 32-bit arithmetic."""
+    a0, a1 = a & 0xFFFF, a >> 16
+    b0, b1 = b & 0xFFFF, b >> 16
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    return a1 * b1 + (middle >> 16) + ((a0 * b1 + (middle & 0xFFFF)) >> 16)
+
+
+def _cos_sin_of_phase(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u32 fractions of a turn -> f32 cos and sin, by quarter turns and two short Taylor series."""
+    quarter = (phase + jnp.uint32(1 << 29)) >> 30
+    offset = (phase - (quarter << 30)).astype(jnp.int32)  # within an eighth of a turn of its quarter
+    x = offset.astype(jnp.float32) * jnp.float32(2 * math.pi / WORD)
+    y = x * x
+    sin = x * (1 + y * (-1 / 6 + y * (1 / 120 + y * (-1 / 5040 + y * (1 / 362880)))))
+    cos = 1 + y * (-1 / 2 + y * (1 / 24 + y * (-1 / 720 + y * (1 / 40320 + y * (-1 / 3628800)))))
+    swap = (quarter & 1).astype(bool)
+    cos, sin = jnp.where(swap, sin, cos), jnp.where(swap, cos, sin)
+    return jnp.where((quarter == 1) | (quarter == 2), -cos, cos), jnp.where(quarter >= 2, -sin, sin)
+
+
+def cos_sin(freqs: Frequencies, positions: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every pair at integer positions, attention factor included.
+
+    positions i32[...] (negative ones too) -> two arrays [..., R/2] of `dtype`: float32, right to 1e-6 up
+    to 2^31 positions, or float64 (needs JAX_ENABLE_X64=1). Pure; works under jit, vmap and scan.
+    """
+    positions = jnp.asarray(positions).astype(jnp.int32)[..., None]
+    step, wavelength = jnp.asarray(freqs.step), jnp.asarray(freqs.wavelength)
+    lead = (1,) * (positions.ndim - 1)  # ranks are matched by hand: promotion between ranks hides mistakes
+    high, low, wavelength = (a.reshape(lead + a.shape) for a in (step[..., 0], step[..., 1], wavelength))
+    count, period = jnp.abs(positions).astype(jnp.uint32), wavelength.astype(jnp.uint32)
+    count = jnp.where(period > 0, jax.lax.rem(*jnp.broadcast_arrays(count, jnp.maximum(period, 1))), count)
+    if jnp.dtype(dtype) == jnp.float64:
+        phase = (high.astype(jnp.uint64) << 32 | low.astype(jnp.uint64)) * count.astype(jnp.uint64)
+        angle = phase.astype(jnp.int64).astype(jnp.float64) * (2 * math.pi / WORD**2)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+    else:
+        cos, sin = _cos_sin_of_phase(high * count + _high_product(low, count))
+    factor = jnp.asarray(freqs.attention_factor).astype(dtype)
+    cos, sin = cos.astype(dtype) * factor, sin.astype(dtype) * factor
+    return cos, jnp.where(positions < 0, -sin, sin)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: str = "half") -> jax.Array:
+    """Turn the pairs of queries or keys by their phases.
+
+    x [..., T, N, H], cos and sin [..., T, R/2]; dims >= R pass untouched. `layout="half"` pairs dim i with
+    i + R/2 (Hugging Face LLaMA), `"interleaved"` pairs 2i with 2i+1 (GPT-J, Meta's LLaMA, PosGen). Computed
+    in promote_types(float32, x.dtype), returned in x.dtype. Raises ValueError for another layout.
+    """
+    pairs = cos.shape[-1]
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    lead = (1,) * (x.ndim - cos.ndim - 1)  # one table for all rows when positions have no batch axis
+    cos, sin = (a.reshape(lead + a.shape)[..., None, :].astype(dtype) for a in (cos, sin))
+    turned, rest = x[..., : 2 * pairs].astype(dtype), x[..., 2 * pairs :]
+    if layout == "half":
+        a, b = turned[..., :pairs], turned[..., pairs:]
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    elif layout == "interleaved":
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        raise ValueError(f'unknown rotation layout {layout!r}; expected "half" or "interleaved".')
+    turned = turned.astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
