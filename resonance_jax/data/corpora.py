@@ -9,13 +9,11 @@ import functools
 import hashlib
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from resonance_jax.data.files import Document, file_documents, folder_files, walk
-
-Reader = Callable[[], Iterator[Document]]
+from resonance_jax.data.files import Document, Reader, file_documents, folder_files, walk
 
 HELDOUT_ONE_IN = 10
 NAMES = ("stdlib", "pg19", "gov_report/<config>", "scrolls/gov_report")
@@ -88,7 +86,7 @@ def corpus(
     A text file is one document; a folder gives every text file below it, or the records of its jsonl and
     parquet files if it has some. The split is by a hash of each document's name, about one in ten held out;
     of a single document the last tenth is held out, cut at a line break. `pg19`, `gov_report/<config>` and
-    `scrolls/gov_report` are read from a directory that TensorFlow Datasets prepared, "heldout" being its test.
+    `scrolls/gov_report` are read from a directory that TensorFlow Datasets prepared; "heldout" is its test.
 
     text_field: the field of jsonl and parquet records that holds the text. A field `input_ids` becomes
     Document.tokens.
@@ -115,7 +113,7 @@ def corpus(
         read = functools.partial(file_documents, path, path.name, text_field)
     else:
         raise ValueError(
-            f"There is no file or folder {name!r} and no corpus of that name; the known names are {', '.join(NAMES)}."
+            f"There is no file or folder {name!r} and no corpus of that name; known are {', '.join(NAMES)}."
         )
     return Corpus(path.resolve().name, read, _split_by_name(read))
 

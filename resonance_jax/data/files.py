@@ -18,12 +18,15 @@ TOKENS_FIELD = "input_ids"
 class Document:
     """One document: a name that is unique in its corpus, its text, and its tokens if it came tokenized.
 
-    `tokens` is int32 [T] without special tokens of ours, or None; `text` is empty if the file held only tokens.
+    `tokens` is int32 [T] as the file had them, or None; `text` is empty if the file held only tokens.
     """
 
     name: str
     text: str
     tokens: np.ndarray | None = None
+
+
+Reader = Callable[[], Iterator[Document]]
 
 
 def file_documents(path: Path, name: str, text_field: str) -> Iterator[Document]:
@@ -159,7 +162,7 @@ def _tokens(values, where: str) -> np.ndarray:
     try:
         tokens = np.asarray(values)
     except ValueError:
-        tokens = np.empty(0, object)
+        tokens = np.empty((0, 0))
     if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
         raise ValueError(f"The field {TOKENS_FIELD!r} in {where} is not a flat list of whole numbers.")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**31:
