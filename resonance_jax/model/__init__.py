@@ -1,0 +1,17 @@
+"""The decoder, its shapes, attention and loss."""
+
+from resonance_jax.model.attention import attention
+from resonance_jax.model.config import PRESETS, DecoderConfig
+from resonance_jax.model.decoder import Decoder, forward, head, hidden_states
+from resonance_jax.model.loss import linear_cross_entropy
+
+__all__ = [
+    "PRESETS",
+    "Decoder",
+    "DecoderConfig",
+    "attention",
+    "forward",
+    "head",
+    "hidden_states",
+    "linear_cross_entropy",
+]

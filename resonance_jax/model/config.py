@@ -1,0 +1,103 @@
+"""What a decoder is, as data; nothing here knows how positions are encoded."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder and how it computes. Hashable: one compiled program per config.
+
+    n_kv_heads below n_heads is grouped-query attention. window: how many keys a query sees (None: all).
+    mlp: "swiglu" (LLaMA) or "relu" (T5). rope_layout: which dims make a pair (rope.rotate).
+    attention_scale: multiplies q.k (None: head_dim**-0.5; T5 has 1). head_scale: multiplies the last
+    hidden state (T5's tied head has d_model**-0.5). dropout: where T5 has it, only when a key is passed.
+    init: "llama" (normal 0.02) or "t5". dtype: of activations; norms, rotation, softmax and loss run in
+    promote_types(float32, dtype). remat: "none" keeps every activation, "full" recomputes each layer,
+    "dots" keeps matrix products. kernel: model.attention's choice, or one forced.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    window: int | None = None
+    mlp: str = "swiglu"
+    rope_layout: str = "half"
+    attention_scale: float | None = None
+    head_scale: float | None = None
+    dropout: float = 0.0
+    init: str = "llama"
+    dtype: str = "float32"
+    remat: str = "none"
+    kernel: str = "auto"
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}."
+            )
+        for name, allowed in (
+            ("mlp", ("swiglu", "relu")),
+            ("rope_layout", ("half", "interleaved")),
+            ("init", ("llama", "t5")),
+            ("dtype", ("float32", "bfloat16", "float16", "float64")),
+            ("remat", ("none", "full", "dots")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}."
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+
+    def replace(self, **changes) -> "DecoderConfig":
+        return dataclasses.replace(self, **changes)
+
+
+def _llama(vocab_size, d_model, n_layers, n_heads, d_ff, n_kv_heads=None, head_dim=None, **rest):
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads or n_heads,
+        head_dim=head_dim or d_model // n_heads,
+        d_ff=d_ff,
+        **rest,
+    )
+
+
+_T5 = DecoderConfig(
+    vocab_size=22,
+    d_model=512,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=8,
+    head_dim=64,
+    d_ff=2048,
+    norm_eps=1e-6,
+    tie_embeddings=True,
+    mlp="relu",
+    rope_layout="interleaved",
+    attention_scale=1.0,
+    head_scale=512**-0.5,
+    dropout=0.1,
+    init="t5",
+)
+
+PRESETS: dict[str, DecoderConfig] = {
+    "tiny": _llama(258, 128, 2, 2, 344, tie_embeddings=True),
+    "quickstart": _llama(258, 192, 4, 3, 512, tie_embeddings=True),
+    "llama-50m": _llama(32_000, 512, 6, 8, 1376),
+    "llama2-7b": _llama(32_000, 4096, 32, 32, 11_008),
+    "llama2-13b": _llama(32_000, 5120, 40, 40, 13_824),
+    "llama3.1-8b": _llama(128_256, 4096, 32, 32, 14_336, n_kv_heads=8),
+    "mistral-7b": _llama(32_000, 4096, 32, 32, 14_336, n_kv_heads=8, window=4096),
+    "t5-small-decoder": _T5,
+}
+"""Named shapes. `llama-50m` is the benchmark's; `t5-small-decoder` is PosGen's (two layers, as the paper)."""
