@@ -1,5 +1,8 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
-from resonance_jax.data.corpora import Corpus, Document, corpus
+from resonance_jax.data.corpora import Corpus, corpus
+from resonance_jax.data.files import Document
+from resonance_jax.data.tokenizers import Tokenizer, tokenizer
+from resonance_jax.data.tokens import Batches, TokenFile, token_file
 
-__all__ = ["Corpus", "Document", "corpus"]
+__all__ = ["Batches", "Corpus", "Document", "TokenFile", "Tokenizer", "corpus", "token_file", "tokenizer"]
