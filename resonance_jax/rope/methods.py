@@ -187,6 +187,8 @@ def longrope(
         )
     factor = long_factor if length is not None and length > train_length else short_factor
     if attention_factor is None:
+        if scale > 1 and train_length < 2:
+            raise ValueError("longrope divides by ln train_length: expected at least 2, or attention_factor.")
         attention_factor = 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(train_length))
     return _theta(dim, base) / np.asarray(factor, np.float64), attention_factor
 

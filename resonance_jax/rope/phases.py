@@ -65,11 +65,14 @@ def from_inv_freq(
 
     inv_freq f64[R/2] in radians per position; wavelength int[R/2], where given and positive, replaces it
     by one turn in that many positions (those of 2^31 and more keep a 64-bit step and lose the modulo).
-    Raises ValueError for numbers that are not finite or negative.
+    Raises ValueError for frequencies that are negative or not finite, and for an attention factor that is
+    not positive.
     """
     inv_freq = np.asarray(inv_freq, np.float64)
     if not (np.isfinite(inv_freq).all() and (inv_freq >= 0).all()):
         raise ValueError("frequencies must be finite and not negative (radians per position).")
+    if not (math.isfinite(attention_factor) and attention_factor > 0):
+        raise ValueError(f"the attention factor must be finite and positive, got {attention_factor}.")
     turns = inv_freq / (2 * math.pi)
     whole = np.zeros(inv_freq.shape, np.int64) if wavelength is None else np.asarray(wavelength, np.int64)
     turns = np.where(whole > 0, 1.0 / np.maximum(whole, 1), turns) % 1.0
@@ -109,9 +112,15 @@ def cos_sin(freqs: Frequencies, positions: jax.Array, dtype=jnp.float32) -> tupl
     """Cosine and sine of every pair at integer positions, attention factor included.
 
     positions i32[...] (negative ones too) -> two arrays [..., R/2] of `dtype`: float32, right to 1e-6 up
-    to 2^31 positions, or float64 (needs JAX_ENABLE_X64=1). Pure; works under jit, vmap and scan.
+    to 2^31 positions, or float64 (needs JAX_ENABLE_X64=1). Pure; works under jit, vmap and scan. Raises
+    ValueError for positions that are not integers and for stacked Frequencies outside vmap.
     """
-    positions = jnp.asarray(positions).astype(jnp.int32)[..., None]
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise ValueError(f"positions must be integers (scaling belongs to the spec), got {positions.dtype}.")
+    if jnp.ndim(freqs.step) != 2:
+        raise ValueError("cos_sin takes one encoding; map over stacked Frequencies with jax.vmap.")
+    positions = positions.astype(jnp.int32)[..., None]
     step, wavelength = jnp.asarray(freqs.step), jnp.asarray(freqs.wavelength)
     lead = (1,) * (positions.ndim - 1)  # ranks are matched by hand: promotion between ranks hides mistakes
     high, low, wavelength = (a.reshape(lead + a.shape) for a in (step[..., 0], step[..., 1], wavelength))
@@ -133,9 +142,14 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: str = "half") -
 
     x [..., T, N, H], cos and sin [..., T, R/2]; dims >= R pass untouched. `layout="half"` pairs dim i with
     i + R/2 (Hugging Face LLaMA), `"interleaved"` pairs 2i with 2i+1 (GPT-J, Meta's LLaMA, PosGen). Computed
-    in promote_types(float32, x.dtype), returned in x.dtype. Raises ValueError for another layout.
+    in promote_types(float32, x.dtype), returned in x.dtype. Raises ValueError for another layout and for a
+    table wider than the head.
     """
     pairs = cos.shape[-1]
+    if 2 * pairs > x.shape[-1]:
+        raise ValueError(
+            f"{pairs} pairs do not fit a head of size {x.shape[-1]}; expected at most half of it."
+        )
     dtype = jnp.promote_types(jnp.float32, x.dtype)
     lead = (1,) * (x.ndim - cos.ndim - 1)  # one table for all rows when positions have no batch axis
     cos, sin = (a.reshape(lead + a.shape)[..., None, :].astype(dtype) for a in (cos, sin))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,8 @@ class RopeSpec:
     dynamic_factor: float = 1.0
 
     def __post_init__(self):
-        for name in ("short_factor", "long_factor"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(float(x) for x in value))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
         _validate(self)
 
     @property
@@ -102,6 +101,35 @@ def _settings(method: str) -> frozenset[str]:
 
 
 _COMMON = {"method", "head_dim", "base", "resonance", "partial_rotary_factor"}
+_WHOLE = ("head_dim", "train_length", "length")
+_SWITCHES = ("resonance", "truncate")
+_LISTS = ("short_factor", "long_factor")
+_MAY_BE_NONE = ("train_length", "attention_factor", "mscale", "mscale_all_dim", *_LISTS)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field's value as the plain Python type that JSON keeps (numpy's numbers and arrays become theirs)."""
+    if value is None and name in _MAY_BE_NONE:
+        return None
+    if name in ("method", "ramp"):
+        if isinstance(value, str):
+            return value
+        raise ValueError(f"{name} must be a name, got {value!r}.")
+    if name in _SWITCHES:
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    if name in _LISTS:
+        if isinstance(value, (list, tuple, np.ndarray)):
+            return tuple(float(_plain(f"each of {name}", number)) for number in value)
+        raise ValueError(f"{name} must be a list of numbers, one a pair, got {value!r}.")
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}.")
+    if name in _WHOLE and value != int(value):
+        raise ValueError(f"{name} must be a whole number, got {value}.")
+    return int(value) if isinstance(value, numbers.Integral) or name in _WHOLE else float(value)
 
 
 def _validate(spec: RopeSpec) -> None:
@@ -117,21 +145,12 @@ def _validate(spec: RopeSpec) -> None:
         raise ValueError(
             f"method {spec.method!r} does not take {field.name}={value!r}{hint}; it takes {allowed}."
         )
-    for name, value in dataclasses.asdict(spec).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if isinstance(number, (int, float)) and not math.isfinite(number):
-                raise ValueError(f"{name} must be finite, got {number}.")
     if spec.scale < 1:
         raise ValueError(f"scale must be at least 1 (it is the paper's s = L'/L), got {spec.scale}.")
     if spec.base <= 1:
         raise ValueError(f"base must be greater than 1, got {spec.base}.")
-    if spec.train_length is not None and (
-        spec.train_length != int(spec.train_length) or spec.train_length < 1
-    ):
-        raise ValueError(
-            f"train_length must be a positive whole number of positions, got {spec.train_length}."
-        )
+    if spec.train_length is not None and spec.train_length < 1:
+        raise ValueError(f"train_length must be at least 1 position, got {spec.train_length}.")
     if spec.train_length is None and "train_length" in takes:
         raise ValueError(
             f"method {spec.method!r} needs train_length, the length that the model was trained at."
@@ -177,11 +196,12 @@ def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
 
     `length` is the paper's L', in positions: the longest sequence that the table is for. Dynamic methods
     need it (and nothing else remembers it: prompt plus what will be generated); static ones ignore it.
-    Raises ValueError when it is needed and missing, or not positive.
+    Raises ValueError when it is needed and missing, or not a positive whole number.
     """
     takes = _settings(spec.method)
-    if length is not None and (length != int(length) or length < 1):
-        raise ValueError(f"length must be a positive whole number of positions, got {length}.")
+    length = None if length is None else _plain("length", length)
+    if length is not None and length < 1:
+        raise ValueError(f"length must be at least 1 position, got {length}.")
     if spec.dynamic and length is None:
         raise ValueError(
             f"method {spec.method!r} depends on the length in use; declare it: frequencies(spec, length=...)."
