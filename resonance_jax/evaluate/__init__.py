@@ -1,0 +1,15 @@
+"""Evaluation: NLL, perplexity under named protocols, intervals."""
+
+from resonance_jax.evaluate.bootstrap import Interval, mean_interval, paired_difference
+from resonance_jax.evaluate.nll import token_nll
+from resonance_jax.evaluate.perplexity import Perplexity, perplexity, sweep
+
+__all__ = [
+    "Interval",
+    "Perplexity",
+    "mean_interval",
+    "paired_difference",
+    "perplexity",
+    "sweep",
+    "token_nll",
+]

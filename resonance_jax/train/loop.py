@@ -1,0 +1,137 @@
+"""The loop around a compiled training program: resume, progress, metrics, checkpoints, interruption."""
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from resonance_jax.files import write_text
+from resonance_jax.train.checkpoint import Checkpoints
+
+Progress = Callable[..., None]
+"""progress(done, total, **figures): called often; draws what it likes."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and saved its state; the same call goes on from there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """`fn(state) -> {name: number or list}`, called every `every` steps and after the last one."""
+
+    every: int
+    fn: Callable[[Any], dict[str, Any]]
+
+
+def run_loop(
+    advance: Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]],
+    state: Any,
+    steps: int,
+    run_dir: str | Path,
+    meta: dict[str, Any],
+    *,
+    steps_per_call: int = 8,
+    save_seconds: float = 30.0,
+    tokens_per_step: int = 0,
+    evaluators: Iterable[Evaluator] = (),
+    progress: Progress | None = None,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Drive `state` from where `run_dir` stands to `steps`; returns (state, history).
+
+    advance(state, start, count) -> (state, metrics of shape [count, ...]) runs steps start … start+count-1
+    and may donate its state. History holds one record a step ({"step", "loss", …}) and one an evaluation
+    ({"step", "evaluation": {…}}), as in metrics.jsonl. A run that is killed resumes from its last checkpoint
+    with the same numbers, because advance is a function of (state, step). Raises Interrupted after saving
+    on SIGINT or SIGTERM, FloatingPointError (state saved beside the run) when the loss is not finite.
+    """
+    run_dir, evaluators = Path(run_dir), list(evaluators)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(run_dir / "checkpoints", meta)
+    start = checkpoints.latest_step() or 0
+    if start:
+        state = checkpoints.restore(state)
+    metrics_path = run_dir / "metrics.jsonl"
+    history = _read_until(metrics_path, start)
+    write_text(metrics_path, "".join(json.dumps(record) + "\n" for record in history))
+    step, saved, began = start, time.monotonic(), time.monotonic()
+    with _signals() as asked_to_stop, open(metrics_path, "a", encoding="utf-8") as log:
+
+        def record(entry: dict[str, Any]) -> None:
+            history.append(entry)
+            log.write(json.dumps(entry) + "\n")
+
+        while step < steps:
+            count = min([steps_per_call, steps - step, *(e.every - step % e.every for e in evaluators)])
+            state, metrics = advance(state, step, count)
+            metrics = {name: np.asarray(value) for name, value in metrics.items()}
+            for i in range(count):
+                record({"step": step + i + 1, **{name: value[i].tolist() for name, value in metrics.items()}})
+            step += count
+            if not np.isfinite(metrics["loss"]).all():
+                log.flush()
+                checkpoints.close()
+                raise FloatingPointError(
+                    f"the loss is not finite within steps {step - count} to {step}; the last good state is "
+                    f"the newest checkpoint in {run_dir}. Lower the learning rate, or look at those batches."
+                )
+            for evaluator in evaluators:
+                if step % evaluator.every == 0 or step == steps:
+                    record({"step": step, "evaluation": evaluator.fn(state)})
+            log.flush()
+            elapsed = time.monotonic() - began
+            if progress is not None:
+                rate = (step - start) * tokens_per_step / elapsed
+                progress(step, steps, loss=float(metrics["loss"][-1].mean()), tokens_per_second=rate)
+            stop = asked_to_stop.is_set()
+            if stop or step == steps or time.monotonic() - saved > save_seconds:
+                checkpoints.save(step, state)
+                saved = time.monotonic()
+            if stop and step < steps:
+                checkpoints.close()
+                raise Interrupted(
+                    f"stopped at step {step} of {steps}; run the same again to go on from there."
+                )
+    checkpoints.close()
+    return state, history
+
+
+def _read_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records up to `step`: what was logged after the last checkpoint will be logged again."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # a line cut off by a kill; everything before it is whole
+            break
+        if record["step"] <= step:
+            records.append(record)
+    return records
+
+
+class _signals:
+    """Within the block SIGINT and SIGTERM set an event; a second one acts as usual. Main thread only."""
+
+    def __enter__(self) -> threading.Event:
+        self._event, self._before = threading.Event(), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self._event
+
+    def _on_signal(self, number, frame) -> None:
+        self._event.set()
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,97 @@
+"""AdamW and its schedules, by optax; the numbers are typed fields."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, decoupled decay on every trained parameter.
+
+    schedule: "linear" (warmup, then down to zero over the real number of steps: the paper's fine-tuning),
+    "cosine" (warmup, then to a tenth), "constant", or "onecycle" (PyTorch's OneCycleLR with a cosine
+    anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). warmup: share of the
+    steps. clip: global gradient norm, None for no clipping. freeze: path prefixes that are not trained,
+    e.g. ("layers/up", "layers/down"); they get neither update nor decay.
+    """
+
+    lr: float = 2e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    schedule: str = "linear"
+    warmup: float = 0.05
+    clip: float | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.schedule not in ("linear", "cosine", "constant", "onecycle"):
+            raise ValueError(
+                f"unknown schedule {self.schedule!r}; expected linear, cosine, constant or onecycle."
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+
+
+def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
+    return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
+
+
+def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float):
+    """PyTorch's two cosine phases: start -> peak until `peak_step`, then peak -> end at `last_step`."""
+
+    def value(count):
+        up = _anneal(start, peak, jnp.clip(count / peak_step, 0, 1))
+        down = _anneal(peak, end, jnp.clip((count - peak_step) / (last_step - peak_step), 0, 1))
+        return jnp.where(count <= peak_step, up, down)
+
+    return value
+
+
+def schedules(config: OptimizerConfig, steps: int):
+    """(learning rate, beta1) of optimizer step i = 0 … steps-1, each a function of i."""
+    c, warmup = config, round(config.warmup * steps)
+    if c.schedule == "onecycle":
+        peak_step = float(c.warmup * steps) - 1
+        return (
+            _onecycle(c.lr / 25, c.lr, c.lr / 25 / 1e4, peak_step, steps - 1),
+            _onecycle(0.95, 0.85, 0.95, peak_step, steps - 1),
+        )
+    # Hugging Face's linear schedule: the very first step has learning rate 0 when there is a warmup.
+    ramp = lambda i: i / max(warmup, 1)
+    after = lambda i: (i - warmup) / max(steps - warmup, 1)
+    decay = {
+        "linear": lambda i: 1 - after(i),
+        "cosine": lambda i: _anneal(1.0, 0.1, after(i)),
+        "constant": lambda i: jnp.ones_like(i, jnp.float32),
+    }[c.schedule]
+    return lambda i: c.lr * jnp.where(i < warmup, ramp(i), decay(i)), lambda i: c.beta1
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optax transformation for a run of `steps` steps."""
+    lr, beta1 = schedules(config, steps)
+    if config.schedule == "onecycle":
+        tx = optax.inject_hyperparams(optax.adamw, static_args=("eps", "b2", "weight_decay"))(
+            learning_rate=lr, b1=beta1, b2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+        )
+    else:
+        tx = optax.adamw(
+            lr, b1=config.beta1, b2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+        )
+    if config.clip is not None:
+        tx = optax.chain(optax.clip_by_global_norm(config.clip), tx)
+    if not config.freeze:
+        return tx
+
+    def label(path, _):
+        name = "/".join(str(entry.key) for entry in path)
+        return "frozen" if name.startswith(config.freeze) else "trained"
+
+    labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
