@@ -1,8 +1,19 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
+from resonance_jax.data import posgen
 from resonance_jax.data.corpora import Corpus, corpus
 from resonance_jax.data.files import Document
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
 from resonance_jax.data.tokens import Batches, TokenFile, token_file
 
-__all__ = ["Batches", "Corpus", "Document", "TokenFile", "Tokenizer", "corpus", "token_file", "tokenizer"]
+__all__ = [
+    "Batches",
+    "Corpus",
+    "Document",
+    "TokenFile",
+    "Tokenizer",
+    "corpus",
+    "posgen",
+    "token_file",
+    "tokenizer",
+]
