@@ -142,7 +142,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: str = "half") -
 
     x [..., T, N, H], cos and sin [..., T, R/2]; dims >= R pass untouched. `layout="half"` pairs dim i with
     i + R/2 (Hugging Face LLaMA), `"interleaved"` pairs 2i with 2i+1 (GPT-J, Meta's LLaMA, PosGen). Computed
-    in promote_types(float32, x.dtype), returned in x.dtype. Raises ValueError for another layout and for a
+    in float32 (float64 where x is), returned in x.dtype. Raises ValueError for another layout and for a
     table wider than the head.
     """
     pairs = cos.shape[-1]
@@ -150,7 +150,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: str = "half") -
         raise ValueError(
             f"{pairs} pairs do not fit a head of size {x.shape[-1]}; expected at most half of it."
         )
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     lead = (1,) * (x.ndim - cos.ndim - 1)  # one table for all rows when positions have no batch axis
     cos, sin = (a.reshape(lead + a.shape)[..., None, :].astype(dtype) for a in (cos, sin))
     turned, rest = x[..., : 2 * pairs].astype(dtype), x[..., 2 * pairs :]
