@@ -65,12 +65,14 @@ def from_inv_freq(
 
     inv_freq f64[R/2] in radians per position; wavelength int[R/2], where given and positive, replaces it
     by one turn in that many positions (those of 2^31 and more keep a 64-bit step and lose the modulo).
-    Raises ValueError for frequencies that are negative or not finite, and for an attention factor that is
-    not positive.
+    Raises ValueError for frequencies that are negative, not finite or above 2 pi (whole turns between two
+    positions can't be told from none), and for an attention factor that is not positive.
     """
     inv_freq = np.asarray(inv_freq, np.float64)
     if not (np.isfinite(inv_freq).all() and (inv_freq >= 0).all()):
         raise ValueError("frequencies must be finite and not negative (radians per position).")
+    if (inv_freq > 2 * math.pi).any():
+        raise ValueError("frequencies must not turn more than once between two positions (at most 2 pi).")
     if not (math.isfinite(attention_factor) and attention_factor > 0):
         raise ValueError(f"the attention factor must be finite and positive, got {attention_factor}.")
     turns = inv_freq / (2 * math.pi)

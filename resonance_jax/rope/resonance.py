@@ -19,7 +19,7 @@ def integer_wavelengths(inv_freq: np.ndarray) -> np.ndarray:
     """
     turning = inv_freq > 0
     wavelength = np.rint(2 * math.pi / np.where(turning, inv_freq, 1.0))
-    return np.where(turning & (wavelength < 2.0**53), np.maximum(wavelength, 1), 0).astype(np.int64)
+    return np.where(turning & (wavelength < 2.0**53), wavelength, 0).astype(np.int64)
 
 
 def resonance(freqs: Frequencies) -> Frequencies:
