@@ -35,7 +35,7 @@ def _resampled(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
 def mean_interval(
     sums: np.ndarray, counts: np.ndarray, clusters: np.ndarray, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Token-weighted mean NLL. sums f64[W] (nats) and counts i64[W] a window, clusters i64[W] its document."""
+    """Token-weighted mean NLL. sums f64[W] (nats), counts i64[W] and clusters i64[W] (document) a window."""
     totals, tokens = _by_document(np.asarray(sums, float), clusters), _by_document(counts, clusters)
     weights = _resampled(clusters, draws, seed)
     low, high = np.quantile(weights @ totals / (weights @ tokens), [0.025, 0.975])

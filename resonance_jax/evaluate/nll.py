@@ -25,7 +25,7 @@ _nll = functools.partial(jax.jit, static_argnums=0)(nll)
 
 
 def token_nll(lm: Decoder, tokens, freqs: rope.Frequencies) -> jax.Array:
-    """NLL in nats of every token but the first of each row: i32[B, T] -> f32[B, T-1]; compiled once a shape."""
+    """NLL in nats of every token but a row's first: i32[B, T] -> f32[B, T-1]; compiled once a shape."""
     return _nll(lm.config, lm.params, jnp.asarray(tokens, jnp.int32), freqs)
 
 

@@ -1,0 +1,50 @@
+"""The quickstart: two small LLaMAs, extended eight times by every method.
+
+Command:   python -m experiments.quickstart
+Hardware:  2 CPU cores, 3 GB of memory
+Time:      under 8 minutes
+Expected:  past 256 bytes plain RoPE's perplexity climbs several times over; every scaling method stays far
+           below it; YaRN after a short fine-tuning falls with length. The numbers of a real run are in the
+           README. They depend on the interpreter's version (its standard library is the text), so they are
+           never compared across interpreters.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train two small LLaMAs (RoPE and Resonance RoPE) at once, extend both by every method, compare."""
+
+    corpus: str = "stdlib"
+    """The text: "stdlib" (this interpreter's own standard library), or a text file, a folder, a jsonl."""
+    train_length: int = 256
+    """Positions that the models are trained at (the paper's L)."""
+    length: int = 2048
+    """Positions that they are extended to (the paper's L')."""
+    d_model: int = 128
+    """Width of the models."""
+    n_layers: int = 4
+    """Depth of the models."""
+    head_dim: int = 64
+    """Size of a head; the width must be a multiple of it."""
+    steps: int = 1000
+    """Training steps."""
+    batch_size: int = 8
+    """Rows of `train_length` tokens a training step."""
+    lr: float = 3e-3
+    """Peak learning rate of the training."""
+    finetune_steps: int = 40
+    """Steps of the fine-tuning at `length`, for YaRN and Resonance YaRN."""
+    finetune_batch_size: int = 2
+    """Rows of `length` tokens a fine-tuning step."""
+    finetune_lr: float = 1e-3
+    """Peak learning rate of the fine-tuning."""
+    pieces_per_document: int = 4
+    """At most so many non-overlapping pieces of `length` tokens from each held-out document."""
+    documents: int = 24
+    """At most so many held-out documents (in order of name)."""
+    seed: int = 0
+    """Of the first weights and the order of the data."""
+    run_dir: str | None = None
+    """Where results go; default runs/quickstart-<hash of this config>."""

@@ -1,0 +1,164 @@
+"""How L-Eval reads an answer out of a model's text and scores it, rule by rule (the release's own scorer).
+
+The rules are kept as they are, the surprising ones too: published scores contain them.
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+from resonance_jax.data.leval import TASKS
+
+MULTIPLE_CHOICE = ("coursera", "quality", "tpo")
+# In this order, anywhere: "is" is also cut out of "this" and "list".
+_CODE_PHRASES = ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed")
+
+
+def completion(text: str) -> str:
+    """A model's continuation as it is stored: without "</s>"."""
+    return text.replace("</s>", "")
+
+
+def reference(task: str, answer: str) -> str | tuple[str, str]:
+    """The answer key that an answer of the benchmark stands for; SFiction: (loyalty, fact)."""
+    if task in MULTIPLE_CHOICE:
+        return _letters(answer.split()[0]) or "A" if answer.split() else "A"
+    if task == "gsm100":
+        return _number(answer)
+    if task == "codeU":
+        return _code(answer)
+    if task == "sci_fi":
+        return tuple(part.strip() for part in _loyalty_and_fact(answer))
+    raise ValueError(f"L-Eval has no closed-ended task {task!r} here; known are {', '.join(TASKS)}.")
+
+
+def extract(task: str, prediction: str, answer: str) -> str | tuple[str, str]:
+    """What a prediction says, to be compared with `reference(task, answer)`.
+
+    answer: the benchmark's answer; only CodeU needs it, for its length.
+    """
+    if task in MULTIPLE_CHOICE:
+        return _options(prediction, several=task == "coursera")
+    if task == "codeU":
+        return _code_output(prediction, len(answer.split()))
+    if task == "sci_fi":
+        return tuple(_label(part) for part in _loyalty_and_fact(prediction))
+    return reference(task, prediction)
+
+
+def match(extracted: str, expected: str) -> float:
+    """1, 0.25 or 0: L-Eval's exact match of one extracted answer.
+
+    A key of nothing but the letters A to D: 1 if equal, 0.25 if the prediction has no letter that the key
+    lacks, otherwise 0. Any other key: 1 if both are numbers and equal; if one is no number, 1 if the key is
+    found in the prediction (in its first line of more than one character), ignoring case and spaces.
+    """
+    if set(_normalised(expected)) <= set("ABCD"):
+        said, key = _normalised(extracted), _normalised(expected)
+        return 1.0 if said == key else 0.25 if set(said) <= set(key) else 0.0
+    try:
+        return float(float(extracted) == float(expected))
+    except ValueError:
+        line = next((line for line in extracted.split("\n") if len(line) > 1), extracted)
+        return float(_squeezed(expected) in _squeezed(line))
+
+
+def score(task: str, predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Percent right over a task's questions; SFiction: the mean of loyalty and fact.
+
+    Raises ValueError if there are no predictions or not as many as answers.
+    """
+    if len(predictions) != len(answers) or not predictions:
+        raise ValueError(
+            f"{task} has {len(predictions)} predictions for {len(answers)} answers: nothing to score."
+        )
+    total = parts = 0
+    for prediction, answer in zip(predictions, answers, strict=True):
+        extracted, expected = extract(task, prediction, answer), reference(task, answer)
+        pairs = zip(extracted, expected, strict=True) if task == "sci_fi" else [(extracted, expected)]
+        for pair in pairs:
+            total, parts = total + match(*pair), parts + 1
+    return 100 * total / parts
+
+
+def average(scores: Mapping[str, float]) -> float:
+    """The unweighted mean of the six tasks, however many questions each has."""
+    missing = [task for task in TASKS if task not in scores]
+    if missing:
+        raise ValueError(f"The average needs all six tasks; missing: {', '.join(missing)}.")
+    return sum(scores[task] for task in TASKS) / len(TASKS)
+
+
+def table_row(scores: Mapping[str, float]) -> dict[str, str]:
+    """A row as the papers print it: the six columns in their order, then Avg., two decimals each."""
+    cells = {kind.column: scores[task] for task, kind in TASKS.items()}
+    return {column: f"{value:.2f}" for column, value in {**cells, "Avg.": average(scores)}.items()}
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^A-D]", "", text)
+
+
+def _options(prediction: str, several: bool) -> str:
+    if not prediction.strip():
+        return "None"
+    if prediction in "ABCD":
+        return prediction
+    if not several and (letters := _letters(prediction)):
+        return letters[0]  # whatever word it begins: "Answer" is A, "Based" is B
+    leading = re.match("[A-D]*", prediction).group()
+    if len(leading) > 1:
+        return "".join(sorted(set(leading)))
+    rest = prediction[len(leading) :].split("Question")[0]
+    standing_alone = re.findall(r"[A-Z](?=[\s.)])", rest)  # a letter at the very end is not
+    chosen = sorted(set(_letters(leading + "".join(standing_alone))))
+    first_run = re.search("[A-D]+", rest)
+    return "".join(chosen) or (first_run.group() if first_run else "A")
+
+
+def _number(text: str) -> str:
+    said = re.search(r"The answer is (\S+)", text)
+    if said:
+        token = said.group(1)
+    else:
+        tokens = text.split("\n\n")[0].split(" ")
+        token = next((token for token in reversed(tokens) if any(map(str.isdigit, token))), "")
+    return "".join(filter(str.isdigit, token.split(".")[0]))
+
+
+def _code(text: str) -> str:
+    text = re.sub(r"\s+", " ", text)
+    for removed in (",", "'", "\\", ".0"):
+        text = text.replace(removed, "")
+    return text.replace("] [", "][").replace("[ [", "[[").replace("] ]", "]]")
+
+
+def _code_output(prediction: str, words: int) -> str:
+    text = _code(prediction)
+    for phrase in _CODE_PHRASES:
+        text = text.replace(phrase, "")
+    _, announced, after = text.rpartition("the final output")
+    tokens = re.split(r"\s+", after)  # an outer space makes an empty token, which counts
+    return " ".join(tokens[: words + 3] if announced else tokens[-(words + 3) :])
+
+
+def _loyalty_and_fact(text: str) -> tuple[str, str]:
+    loyalty, *facts = text.lower().split("[fact:")
+    return loyalty, facts[0][:-1] if facts else ""
+
+
+def _label(text: str) -> str:
+    for word in text.split():
+        for label in ("true", "false"):
+            if label in word:
+                return label
+    return "<error>"
+
+
+def _normalised(text: str) -> str:
+    without_punctuation = "".join(filter(lambda character: character not in string.punctuation, text))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split())
+
+
+def _squeezed(text: str) -> str:
+    return text.lower().replace(" ", "")
