@@ -1,6 +1,6 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
-from resonance_jax.data import posgen
+from resonance_jax.data import leval, posgen
 from resonance_jax.data.corpora import Corpus, corpus
 from resonance_jax.data.files import Document
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
@@ -13,6 +13,7 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "corpus",
+    "leval",
     "posgen",
     "token_file",
     "tokenizer",

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,27 +88,43 @@ def _is_binary(path: Path) -> bool:
 
 
 def _jsonl_documents(path: Path, name: str, text_field: str) -> Iterator[Document]:
-    offset = 0
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"line {number} of {path}"
-        text = _decode(line, where, offset)
-        offset += len(line)
-        if not text.strip():
-            continue
+    for line in lines(path):
+        yield _document(f"{name}:{line.number}", line.record(), text_field, line.where)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line that is not blank, with its place in the (decompressed) file."""
+
+    content: bytes
+    number: int
+    offset: int
+    where: str
+
+    def record(self) -> dict:
+        """The JSON object in it. ValueError names the line."""
+        text = _decode(self.content, self.where, self.offset)
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON ({error}); every line must be one JSON object.") from None
+            raise ValueError(
+                f"{self.where} is not JSON ({error}); every line must be one JSON object."
+            ) from None
         if not isinstance(record, dict):
-            raise ValueError(f"{where} is not a JSON object but a {type(record).__name__}.")
-        yield _document(f"{name}:{number}", record, text_field, where)
+            raise ValueError(f"{self.where} is not a JSON object but a {type(record).__name__}.")
+        return record
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path) -> Iterator[Line]:
+    """The lines of a .jsonl, .jsonl.gz or .jsonl.zst. ValueError if it cannot be read to its end."""
+    offset = 0
     try:
         with _open(path) as file:
-            yield from file
-    except (OSError, EOFError) as error:
+            for number, content in enumerate(file, start=1):
+                if content.strip():
+                    yield Line(content, number, offset, f"line {number} of {path}")
+                offset += len(content)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read to its end: {error}.") from error
 
 

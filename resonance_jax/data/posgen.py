@@ -56,9 +56,10 @@ def sequences(
     """i32[..., far + near] seeds -> i32[..., length] sequences, generated on the device; jit, vmap.
 
     hash: "sum", (x_a + x_b + ...) mod modulus; or "permuted_sum", (P_0[x_a] + P_1[x_b] + ...) mod modulus
-    with a fixed permutation of the numbers for each argument. With these nothing cancels between two steps,
-    so that no two tokens tell the next one better than chance. (One permutation of the sum would not do: it
-    can be undone, x_l = P[P^-1[x_{l-1}] + x_{l-1} - x_{l-5}] for `recursive`.)
+    with a fixed permutation of the numbers for each argument. With these nothing cancels between two steps:
+    for 17 numbers the best rule of any kind from two of the 14 tokens before is right 9.3 % of the time
+    (chance 5.9 %). One permutation of the sum would not do: it can be undone, and for `recursive`
+    x_l = P[P^-1[x_{l-1}] + x_{l-1} - x_{l-5}] is as short as before.
 
     Raises ValueError for an unknown task or hash, a length that leaves nothing to generate, a modulus below 2
     (below 4 for permuted_sum, where every permutation is affine or nearly), seeds of another shape or range.

@@ -225,6 +225,8 @@ def test_broken_files(tmp_path):
     assert "not a parquet file" in complaint(tmp_path / "a.parquet")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-9])
     assert "cannot be read to its end" in complaint(tmp_path / "a.jsonl.gz")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"")[:10] + b"nonsense, not deflated")
+    assert "cannot be read to its end" in complaint(tmp_path / "a.jsonl.gz")
     (tmp_path / "a.jsonl.zst").write_bytes(b"not zstd")
     assert "cannot be read to its end" in complaint(tmp_path / "a.jsonl.zst")
     pq.write_table(pa.table({"body": ["one"]}), tmp_path / "b.parquet")

@@ -170,7 +170,7 @@ def test_the_ceiling_is_what_the_shortcut_reaches(task):
     assert posgen.ceiling(task, hash="permuted_sum") == pytest.approx((1 / 17, 1 / 17))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.sampled_from(posgen.TASKS), st.integers(1, 3), st.integers(1, 3), st.integers(2, 19))
 def test_the_shortcut_in_every_shape(task, far, near, modulus):
     seeds = np.random.default_rng(0).integers(0, modulus, (4, far + near))
