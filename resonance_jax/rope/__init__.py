@@ -1,5 +1,6 @@
 """RoPE encodings: a rule makes a table of frequencies; everything else takes the table."""
 
+from resonance_jax.rope.hf import from_hf, to_hf, to_longrope
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
 from resonance_jax.rope.resonance import (
@@ -27,12 +28,15 @@ __all__ = [
     "feature_gap",
     "fingerprint",
     "frequencies",
+    "from_hf",
     "from_inv_freq",
     "from_record",
     "resonance",
     "rotate",
     "same",
     "seen_twin",
+    "to_hf",
+    "to_longrope",
     "to_record",
     "wavelengths",
 ]

@@ -179,6 +179,10 @@ def _validate(spec: RopeSpec) -> None:
         raise ValueError(f"attention_factor must be positive, got {spec.attention_factor}.")
     if (spec.mscale is None) != (spec.mscale_all_dim is None):
         raise ValueError("mscale and mscale_all_dim go together (their ratio is used); give both or neither.")
+    if spec.mscale is not None and min(spec.mscale, spec.mscale_all_dim) <= 0:
+        raise ValueError(
+            f"mscale and mscale_all_dim must be positive, got {spec.mscale} and {spec.mscale_all_dim}."
+        )
     if spec.dynamic_factor <= 0:
         raise ValueError(f"dynamic_factor must be positive, got {spec.dynamic_factor}.")
     if spec.method == "longrope":

@@ -34,6 +34,10 @@ WAVELENGTHS_POSGEN_YARN = """
     33128 44177 58911 78560 104761 139701 186294"""
 
 
+jitted = jax.jit(rope.cos_sin)
+row_by_row = jax.jit(jax.vmap(rope.cos_sin, in_axes=(None, 0)))
+
+
 def resonant(**options):
     return rope.frequencies(rope.RopeSpec(resonance=True, **options), 32_768)
 
@@ -93,13 +97,12 @@ def test_every_method_rounds(oracle):
 def test_bitwise_periodic(oracle):
     """cos(p) == cos(p + k * wavelength), for every method and pair, to the last bit, up to 2^31."""
     rng = np.random.default_rng(0)
-    program = jax.jit(jax.vmap(rope.cos_sin, in_axes=(None, 0)))
     for options in oracle.one_of_each(64, 1e4):
         freqs = resonant(**options)
         whole = np.maximum(freqs.wavelength, 1)
         near = rng.integers(0, 5000, 32)
         turns = rng.integers(1, (2**31 - 5000) // whole)
-        there = program(freqs, near), program(freqs, near[:, None] + turns * whole)
+        there = row_by_row(freqs, near), row_by_row(freqs, near[:, None] + turns * whole)
         for before, after in zip(*there, strict=True):
             np.testing.assert_array_equal(before, np.diagonal(after, axis1=1, axis2=2))
         assert (freqs.wavelength > 0).any()
@@ -107,7 +110,7 @@ def test_bitwise_periodic(oracle):
 
 def test_plain_tables_are_not_periodic():
     freqs, whole = rope.frequencies(rope.RopeSpec(**LLAMA2)), resonant(**LLAMA2).wavelength[:46]
-    _, sin = rope.cos_sin(freqs, np.array([5, *(5 + 10 * whole)]))
+    _, sin = jitted(freqs, np.array([5, *(5 + 10 * whole)]))
     assert (sin[0, :46] != np.diagonal(sin[1:])).all()
 
 
@@ -135,11 +138,11 @@ def test_theorem_1_as_a_function():
     promised = twins >= 0
     assert (promised == (freqs.wavelength <= 4096)).all() and promised[0].sum() == 39
     assert twins.max() < 4096
-    here = rope.cos_sin(freqs, unseen)
-    there = jax.vmap(rope.cos_sin, in_axes=(None, 0))(freqs, np.maximum(twins, 0))
+    here = row_by_row(freqs, np.broadcast_to(unseen[:, None], twins.shape))
+    there = row_by_row(freqs, np.maximum(twins, 0))
     for a, b in zip(here, there, strict=True):
-        twin = np.diagonal(b, axis1=1, axis2=2)
-        np.testing.assert_array_equal(np.asarray(a)[promised], twin[promised])
+        a, b = (np.diagonal(x, axis1=1, axis2=2) for x in (a, b))
+        np.testing.assert_array_equal(a[promised], b[promised])
     plain = rope.frequencies(rope.RopeSpec(**LLAMA2))
     assert (rope.seen_twin(plain, 4096, unseen) == -1).all()
 
@@ -191,7 +194,7 @@ def test_pairs_that_never_turn():
     assert (rope.wavelengths(freqs)[8:] == np.inf).all()
     assert rope.critical_dimension(freqs, 10**9) == 8
     assert (rope.feature_gap(freqs, 64, 128)[8:] == 0).all()
-    cos, sin = rope.cos_sin(freqs, np.array([0, 1, 2**31 - 1]))
+    cos, sin = jitted(freqs, np.array([0, 1, 2**31 - 1]))
     assert (cos[:, 8:] == 1).all() and (sin[:, 8:] == 0).all()
 
 
@@ -204,7 +207,7 @@ def test_wavelengths_beyond_two_to_the_31():
     assert 0 < fits.sum() < 64
     assert freqs.wavelength.tolist() == np.where(fits, exact, 0).astype(int).tolist()
     np.testing.assert_allclose(rope.wavelengths(freqs), exact, rtol=1e-8)
-    cos, sin = rope.cos_sin(freqs, np.array([1 << 20]))
+    cos, sin = jitted(freqs, np.array([1 << 20]))
     np.testing.assert_allclose(cos[0], np.cos(2 * math.pi * ((1 << 20) % exact) / exact), atol=1e-6)
     np.testing.assert_allclose(sin[0], np.sin(2 * math.pi * ((1 << 20) % exact) / exact), atol=1e-6)
 
