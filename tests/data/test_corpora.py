@@ -166,8 +166,9 @@ def test_the_fingerprint_tells_names_and_texts_apart(tmp_path):
         fingerprint([{"text": "a"}, {"text": "bc"}]),
         fingerprint([{"text": "c"}, {"text": "ab"}]),
         fingerprint([{"text": "ab"}, {"text": "c", "input_ids": [1]}]),
+        fingerprint([{"text": "aba.jsonl:2c"}]),
     ]
-    assert len(set(seen)) == 4 and seen[0] == fingerprint([{"text": "ab"}, {"text": "c"}])
+    assert len(set(seen)) == 5 and seen[0] == fingerprint([{"text": "ab"}, {"text": "c"}])
 
 
 # --- bad input: one sentence each

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,14 @@ def test_pg19(tmp_path, monkeypatch):
         ("validation/2", "Book 2"),
         ("test/3", "Book 3"),
     ]
+
+
+@pytest.mark.parametrize("name", ["gov_report/crs_html", "scrolls/gov_report"])
+def test_a_fresh_process_finds_the_builders(tmp_path, name):
+    """TFDS lists these two only after their module was imported, which the other tests here have done."""
+    code = f"from resonance_jax import data; data.corpus({name!r}, data_dir={str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"ValueError: The corpus {name} is not prepared at" in done.stderr
 
 
 def test_what_is_not_there_is_said(tmp_path):
