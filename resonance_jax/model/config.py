@@ -37,6 +37,19 @@ class DecoderConfig:
     kernel: str = "auto"
 
     def __post_init__(self):
+        for name in (
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "window",
+        ):
+            value = getattr(self, name)
+            if (name, value) != ("window", None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}."

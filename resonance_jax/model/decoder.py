@@ -75,7 +75,7 @@ def _remat(config: DecoderConfig, fn):
     if config.remat == "none":
         return fn
     policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(fn, policy=policy)
+    return jax.checkpoint(fn, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged away
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
@@ -83,6 +83,31 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None], segment_ids.shape)
     first = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype}{list(tokens.shape)}.")
+    if positions is not None and positions.shape not in (tokens.shape, tokens.shape[1:]):
+        raise ValueError(
+            f"positions must be [T] or [B, T] like tokens {list(tokens.shape)}, got {list(positions.shape)}."
+        )
+    if segment_ids is not None and segment_ids.shape != tokens.shape:
+        raise ValueError(
+            f"segment_ids must be [B, T] like tokens {list(tokens.shape)}, got {list(segment_ids.shape)}."
+        )
+    if freqs.step.ndim != 2:
+        raise ValueError(
+            f"expected one encoding (step [R/2, 2]), got {list(freqs.step.shape)}; vmap over stacked ones."
+        )
+    rotated = 2 * freqs.step.shape[0]
+    if rotated > config.head_dim:
+        raise ValueError(
+            f"the encoding rotates {rotated} dims, but a head has {config.head_dim}; "
+            f"make the frequencies with head_dim={config.head_dim}."
+        )
+    if jnp.dtype(config.dtype) != jax.dtypes.canonicalize_dtype(config.dtype):
+        raise ValueError(f"dtype {config.dtype} needs 64-bit JAX; set JAX_ENABLE_X64=1.")
 
 
 def hidden_states(
@@ -99,12 +124,7 @@ def hidden_states(
 
     Arguments as in `forward`.
     """
-    pairs = freqs.step.shape[-2]
-    if 2 * pairs > config.head_dim:
-        raise ValueError(
-            f"the encoding rotates {2 * pairs} dims, but a head has {config.head_dim}; "
-            f"make the frequencies with head_dim={config.head_dim}."
-        )
+    _check(config, tokens, freqs, positions, segment_ids)
     dtype = jnp.dtype(config.dtype)
     if positions is None:
         positions = (
@@ -114,7 +134,8 @@ def hidden_states(
         )
     cos, sin = rope.cos_sin(freqs, positions, jnp.promote_types(jnp.float32, dtype))
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    x = dropout(params["embed"].astype(dtype)[tokens], config.dropout, keys[0])
+    # Rows first, then the dtype: the gradient of a row adds up in the parameters' precision.
+    x = dropout(params["embed"][tokens].astype(dtype), config.dropout, keys[0])
 
     def body(x, scanned):
         p, layer_key = scanned
@@ -145,7 +166,8 @@ def forward(
 
     freqs: the encoding. positions: i32[T] or i32[B, T], default 0 … T-1, or from the start of each
     document when packed. segment_ids: i32[B, T]; tokens see their own document only. key: for dropout, in
-    training only. Raises ValueError when the encoding rotates more dims than a head has.
+    training only. Raises ValueError for other shapes, for tokens that are no integers, and when the encoding
+    rotates more dims than a head has.
     """
     x = hidden_states(config, params, tokens, freqs, positions=positions, segment_ids=segment_ids, key=key)
     weight = head(config, params).astype(x.dtype)
@@ -155,6 +177,18 @@ def forward(
 
 
 _forward = jax.jit(forward, static_argnums=0)
+
+
+@functools.cache
+def _creator(config: DecoderConfig, mesh):
+    """The compiled function key -> fresh parameters, where they lie on the mesh."""
+    dtype = jnp.promote_types(jnp.float32, config.dtype)
+    where = None if mesh is None else _shardings(config, mesh)
+    return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
+
+
+def _shardings(config: DecoderConfig, mesh) -> Params:
+    return parameters.map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 
 
 class Decoder(nnx.Module):
@@ -172,10 +206,7 @@ class Decoder(nnx.Module):
         self.mesh = mesh
         self.rope = rope
         if params is None:
-            dtype = jnp.promote_types(jnp.float32, config.dtype)
-            make = functools.partial(parameters.create, config, dtype=dtype)
-            shardings = self.shardings() if mesh is not None else None
-            params = jax.jit(make, out_shardings=shardings)(jax.random.key(0) if key is None else key)
+            params = _creator(config, mesh)(jax.random.key(0) if key is None else key)
         self.embed = nnx.Param(params["embed"])
         self.layers = nnx.Dict({name: nnx.Param(value) for name, value in params["layers"].items()})
         self.final_norm = nnx.Param(params["final_norm"])
@@ -184,7 +215,13 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens, freqs, positions=None, segment_ids=None, key=None) -> jax.Array:
         return _forward(
-            self.config, self.params, tokens, freqs, positions=positions, segment_ids=segment_ids, key=key
+            self.config,
+            self.params,
+            jnp.asarray(tokens),
+            freqs,
+            positions=positions,
+            segment_ids=segment_ids,
+            key=key,
         )
 
     @property
@@ -197,7 +234,7 @@ class Decoder(nnx.Module):
 
     def shardings(self):
         """Where each parameter lies on the mesh, as the params pytree."""
-        return parameters.map_declared(lambda _, p: sharding(self.mesh, p.axes, p.shape), self.config)
+        return _shardings(self.config, self.mesh)
 
     def count_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(self.params))
