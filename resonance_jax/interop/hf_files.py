@@ -1,0 +1,84 @@
+"""The safetensors files of a Hugging Face directory: found, opened and mapped into memory, but not read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+INDEX = "model.safetensors.index.json"
+
+
+def open_tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of a model directory by name, as a slice: get_shape(), get_dtype(), [a:b, c:d].
+
+    Raises ValueError naming the file or the tensor when the weights are pickled or missing, a file is
+    damaged or not there, or the index places a tensor where it is not.
+    """
+    files, placed = _weight_files(folder)
+    held = {}
+    for file in files:
+        opened = _open(file)
+        held |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    for name, file in placed.items():
+        if name not in held:
+            raise ValueError(f"{folder / INDEX} places tensor {name} in {file}, which lacks it.")
+    return held
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files of a directory, and where its index, if it has one, places each tensor."""
+    index = folder / INDEX
+    if index.exists():
+        return _indexed(index)
+    single = folder / "model.safetensors"
+    found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found, {}
+    if found:
+        raise ValueError(f"{folder} has {len(found)} safetensors files, but no {INDEX} to join them.")
+    pickles = sorted(file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
+    if pickles:
+        raise ValueError(
+            f"{folder} has only pickled weights ({pickles[0]}), which can run any code and are never opened; "
+            f"convert them to safetensors (transformers' save_pretrained writes it)."
+        )
+    raise ValueError(f"{folder} has no *.safetensors file.")
+
+
+def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
+    folder = index.parent
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        first = {file: name for name, file in sorted(placed.items(), reverse=True)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: expected JSON with a weight_map ({error!r}).") from None
+    for file, name in first.items():
+        # A bare name only: the index must not lead out of the directory.
+        if not isinstance(file, str) or file != Path(file).name or not (folder / file).is_file():
+            raise ValueError(f"{index} places tensor {name} in {file!r}, which is not in {folder}.")
+    return [folder / file for file in sorted(first)], placed
+
+
+def _open(file: Path):
+    try:
+        return safetensors.safe_open(file, framework="np")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {_cut_off(file) or error}. Fetch it again.") from None
+
+
+def _cut_off(file: Path) -> str | None:
+    """Where a truncated file breaks off, in words; None when something else is wrong with it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 + length:
+            return "it breaks off inside its header, or is no safetensors file (a Git LFS pointer?)"
+        header = stream.read(length)
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    cut = [name for name, end in ends.items() if end > size]
+    return f"it breaks off before the end of tensor {min(cut, key=ends.get)}" if cut else None
