@@ -1,5 +1,6 @@
 """RoPE encodings: a rule makes a table of frequencies; everything else takes the table."""
 
+from resonance_jax.rope.explain import explain
 from resonance_jax.rope.hf import from_hf, to_hf, to_longrope
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
@@ -25,6 +26,7 @@ __all__ = [
     "RopeSpec",
     "cos_sin",
     "critical_dimension",
+    "explain",
     "feature_gap",
     "fingerprint",
     "frequencies",

@@ -6,6 +6,7 @@ the flag of the Resonance release (`ntk`, `dynamic-yarn`, `resonance_yarn`, `res
 say, though the release does not always do it (explain() tells).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,25 +19,25 @@ from resonance_jax.rope.spec import RopeSpec, same
 
 Config = Mapping[str, Any]
 
-_YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 _LONGROPE = ("factor", "attention_factor", "short_factor", "long_factor")
 _TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "default": ("default", ()),
     "linear": ("linear", ("factor",)),
     "dynamic": ("dynamic_ntk", ("factor",)),
-    "yarn": ("yarn", ("factor", *_YARN_OPTIONS, "finetuned")),
+    "yarn": ("yarn", ("factor", *YARN_OPTIONS, "finetuned")),
     "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
     "longrope": ("longrope", _LONGROPE),
     "su": ("longrope", _LONGROPE),
     "proportional": ("proportional", ("factor",)),
     "ntk": ("ntk", ("factor",)),
-    "dynamic-yarn": ("dynamic_yarn", ("factor", *_YARN_OPTIONS, "finetuned")),
-    "dynamic_yarn": ("dynamic_yarn", ("factor", *_YARN_OPTIONS, "finetuned")),
-    "resonance_yarn": ("yarn", ("factor", *_YARN_OPTIONS, "finetuned")),
+    "dynamic-yarn": ("dynamic_yarn", ("factor", *YARN_OPTIONS, "finetuned")),
+    "dynamic_yarn": ("dynamic_yarn", ("factor", *YARN_OPTIONS, "finetuned")),
+    "resonance_yarn": ("yarn", ("factor", *YARN_OPTIONS, "finetuned")),
 }
 """Rope type -> our method and the type's own keys; transformers' types first, then the release's."""
 
-_HF_NAMES = {
+HF_TYPES = {
     "default": "default",
     "linear": "linear",
     "dynamic_ntk": "dynamic",
@@ -46,6 +47,8 @@ _HF_NAMES = {
     "longrope": "longrope",
     "proportional": "proportional",
 }
+"""Our method -> the rope type that transformers computes it under; no entry where it has none."""
+
 _OF_EVERY_TYPE = (
     "rope_type",
     "type",
@@ -103,7 +106,8 @@ def layer_dicts(config: Config) -> dict[str | None, list[Config]]:
     if nested and len(stated) > 1:
         raise ValueError("rope_scaling beside rope_parameters per layer type: keep rope_parameters alone.")
     if nested:
-        return {name: [_of_layer(nested[0], name)] for name in nested[0] if name != "truncate"}
+        with_rope = [name for name, own in nested[0].items() if name != "truncate" and own is not None]
+        return {name: [_of_layer(nested[0], name)] for name in with_rope}
     if config.get("rope_local_base_freq"):  # how Gemma 3 says it in version 4
         local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
         return {"full_attention": stated or [{}], "sliding_attention": [local]}
@@ -114,7 +118,7 @@ def _of_layer(nested: Config, name: str) -> Config:
     """One layer type's dictionary, with the `truncate` that transformers reads: that of the level above."""
     own, truncate = nested[name], nested.get("truncate", True)
     if not isinstance(own, Mapping):
-        raise ValueError(f"expected a RoPE dictionary for layer type {name!r}, got {own!r}.")
+        raise ValueError(f"expected a dictionary for layer type {name!r} of rope_parameters, got {own!r}.")
     if own.get("truncate", truncate) != truncate:
         raise ValueError(
             f"transformers ignores truncate inside {name!r} and reads it from rope_parameters itself: "
@@ -224,7 +228,7 @@ def hf_type(spec: RopeSpec) -> str:
                 f"transformers has no name for {what}; export the table instead: rope.to_longrope("
                 "rope.frequencies(spec, length), base=..., train_length=..., length=...)."
             )
-    return _HF_NAMES[spec.method]
+    return HF_TYPES[spec.method]
 
 
 def to_hf(spec: RopeSpec) -> dict[str, Any]:
@@ -270,15 +274,20 @@ def to_longrope(
     """Any table as config.json keys that unmodified transformers loads: type `longrope`, one list.
 
     base: the rope_theta to write (any; the factors are relative to it). train_length, length: L and L' in
-    positions, written as original_max_position_embeddings and max_position_embeddings. head_dim: H, where
-    the rotary size is smaller. transformers recovers the frequencies to 6e-7 relative, its float32. A pair
-    that never turns gets the factor 1e30, for which cos is 1 at any position. A resonant table also says
+    positions, written as original_max_position_embeddings and max_position_embeddings. head_dim: H, needed
+    where the rotary size is smaller. transformers recovers the frequencies to 6e-7 relative (float32). A
+    pair that never turns gets the factor 1e30: its cos is 1 at any position. A resonant table also says
     `resonance_rope`, which transformers ignores and from_hf() reads: the integer wavelengths come back
-    exactly. Raises ValueError unless 0 < train_length <= length, and for tracers.
+    exactly. Raises ValueError unless 0 < train_length <= length, base > 1 and the head is wide enough, and
+    for tracers.
     """
-    if not 0 < train_length <= length:
-        raise ValueError(f"expected 0 < train_length <= length, got {train_length} and {length}.")
     inv_freq, rotary = freqs.inv_freq64, 2 * len(freqs.wavelength)
+    width = rotary if head_dim is None else head_dim
+    if not (0 < train_length <= length and base > 1 and width >= rotary):
+        raise ValueError(
+            f"expected 0 < train_length <= length, base > 1 and head_dim >= {rotary}; got "
+            f"train_length={train_length}, length={length}, base={base}, head_dim={width}."
+        )
     turning = inv_freq > 0
     plain = float(base) ** (-np.arange(0, rotary, 2) / rotary)
     factor = np.where(turning, plain / np.where(turning, inv_freq, 1.0), 1e30).tolist()
@@ -289,9 +298,13 @@ def to_longrope(
         "long_factor": factor,
         "original_max_position_embeddings": train_length,
     }
-    keys = _both_layouts("longrope", float(base), options, 1.0 if head_dim is None else rotary / head_dim)
+    partial = rotary / width
+    if int(width * partial) < rotary:  # readers truncate the product, which rounding may have left short
+        partial = math.nextafter(partial, 1)
+    keys = _both_layouts("longrope", float(base), options, partial)
     keys |= {"max_position_embeddings": length, "original_max_position_embeddings": train_length}
-    resonant = freqs.wavelength.any() and same(freqs, resonance(freqs))
-    return (
-        keys | ({"resonance_rope": True} if resonant else {}) | ({"head_dim": head_dim} if head_dim else {})
-    )
+    if head_dim is not None:
+        keys["head_dim"] = head_dim
+    if freqs.wavelength.any() and same(freqs, resonance(freqs)):
+        keys["resonance_rope"] = True
+    return keys
