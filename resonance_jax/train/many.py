@@ -75,12 +75,17 @@ def _run_mesh(runs: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), ("runs",))
 
 
-def _steps_of_many(config: DecoderConfig, tx, micro: int, mapped: str, mesh: Mesh, shared: bool):
-    """jitted (states [E], freqs [E], batches [K] or [K, E]) -> (states, metrics [K, E])."""
+@functools.lru_cache(maxsize=16)
+def _program(config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool):
+    """jitted (states [E], freqs [E], batches [K] or [K, E]) -> (states, metrics [K, E]).
+
+    Remembered by its settings, so that another call with the same ones compiles nothing.
+    """
+    tx = make_optimizer(training.optimizer, training.steps)
 
     def one(state, freqs, batches):
         return jax.lax.scan(
-            lambda state, batch: train_step(config, tx, state, batch, freqs, micro), state, batches
+            lambda state, batch: train_step(config, tx, state, batch, freqs, training.micro), state, batches
         )
 
     def local(states, freqs, batches):
@@ -136,15 +141,16 @@ def fit_many(
     by_run = NamedSharding(mesh, P("runs"))
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     if params is None:
-        params = jax.vmap(functools.partial(create, config))(keys)
+        params = jax.jit(jax.vmap(functools.partial(create, config)))(keys)
     dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    states = jax.device_put(jax.vmap(lambda p, k: new_state(p, tx, k))(params, dropout_keys), by_run)
+    first = jax.jit(jax.vmap(lambda params, key: new_state(params, tx, key)))
+    states = jax.device_put(first(params, dropout_keys), by_run)
     freqs = jax.device_put(train_freqs, by_run)
     tokens = np.asarray(batches(0)["tokens"])
     mapped = training.mapped
     if mapped == "auto":
         mapped = "map" if jax.default_backend() == "cpu" else "vmap"
-    program = _steps_of_many(config, tx, training.micro, mapped, mesh, shared=tokens.ndim == 2)
+    program = _program(config, training, mapped, mesh, shared=tokens.ndim == 2)
 
     def advance(states, start, count):
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *(batches(start + i) for i in range(count)))

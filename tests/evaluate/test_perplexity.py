@@ -1,0 +1,177 @@
+"""Perplexity: the reference script's numbers, one forward for every length, windows by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from resonance_jax import evaluate, model, rope
+from resonance_jax.evaluate.nll import token_nll
+from resonance_jax.evaluate.perplexity import cut_windows
+
+
+@pytest.fixture(scope="module")
+def small():
+    config = model.PRESETS["tiny"].replace(
+        vocab_size=64, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, n_layers=2
+    )
+    # Larger weights than a fresh model's, so that attention and hence positions matter.
+    lm = model.Decoder(config, jax.random.key(3))
+    return lm.replace_params(jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, lm.params))
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 64, n) for n in (300, 140, 255, 80)]
+
+
+def spec(method="yarn", **options):
+    scale = {"scale": 4.0} if method == "yarn" else {}
+    return rope.RopeSpec(method=method, head_dim=16, train_length=64, **scale, **options)
+
+
+def test_equals_the_reference_script(goldens):
+    """Every entry of ppl.npz: window losses and the printed figure to 1e-4 relative."""
+    from resonance_jax.model.decoder import Decoder
+
+    lm = _reference_model(goldens, Decoder)
+    _, docs = goldens.find("ppl.npz", "docs")
+    documents = [docs[f"doc{i}"].astype(np.int32) for i in range(3)]
+    entries = goldens.of_kind("perplexity")
+    assert len(entries) == 10
+    for entry in entries:
+        arrays, settings = goldens.arrays(entry), entry["settings"]
+        s = rope.RopeSpec(
+            method="yarn", head_dim=16, scale=4.0, train_length=32, resonance=entry["resonance_rope"]
+        )
+        r = evaluate.perplexity(
+            lm,
+            documents,
+            rope.frequencies(s),
+            protocol="yarn",
+            length=settings["max_length"],
+            stride=settings["sliding_window"],
+            bos_id=1 if settings["add_start_token"] else None,
+            truncate=settings["truncate"],
+        )
+        np.testing.assert_array_equal(r.scored, arrays["scored_tokens"], err_msg=entry["id"])
+        np.testing.assert_allclose(r.nll / r.scored, arrays["window_loss"], rtol=1e-4, err_msg=entry["id"])
+        np.testing.assert_allclose(r.window_mean, arrays["mean_perplexity"], rtol=1e-4, err_msg=entry["id"])
+
+
+def _reference_model(goldens, Decoder):
+    entry, arrays = goldens.find("llama_ref.npz", "weights")
+    c = entry["config"]
+    config = model.DecoderConfig(
+        vocab_size=c["vocab"],
+        d_model=c["hidden"],
+        n_layers=c["layers"],
+        n_heads=c["heads"],
+        n_kv_heads=c["kv"],
+        head_dim=c["hidden"] // c["heads"],
+        d_ff=c["inter"],
+        norm_eps=c["eps"],
+    )
+    w = {name.removeprefix("weights/"): a.astype(np.float32) for name, a in arrays.items()}
+    stack = lambda name: np.stack([w[f"model.layers.{i}.{name}.weight"].T for i in range(c["layers"])])
+    layers = {
+        "attn_norm": stack("input_layernorm"),
+        "mlp_norm": stack("post_attention_layernorm"),
+        **{x: stack(f"self_attn.{x}_proj") for x in "qkvo"},
+        **{x: stack(f"mlp.{x}_proj") for x in ("gate", "up", "down")},
+    }
+    params = {
+        "embed": w["model.embed_tokens.weight"],
+        "layers": layers,
+        "final_norm": w["model.norm.weight"],
+        "head": w["lm_head.weight"].T,
+    }
+    return Decoder(config, params=params)
+
+
+@pytest.mark.parametrize("method", ["default", "yarn", "dynamic_ntk"])
+def test_prefix_sweep_equals_a_loop_over_lengths(small, documents, method):
+    lengths = [32, 64, 128, 192, 250]
+    s = spec(method)
+    swept = evaluate.sweep(small, documents, s, lengths, bos_id=1)
+    long_enough = [d for d in documents if len(d) >= 249]
+    for n in lengths:
+        one = evaluate.perplexity(small, long_enough, rope.frequencies(s, length=n), "prefix", n, bos_id=1)
+        assert swept[n].documents == 2 and swept[n].tokens == 2 * (n - 1)
+        np.testing.assert_allclose(swept[n].nll, one.nll, rtol=1e-5)
+        np.testing.assert_allclose(swept[n].position_nll, one.position_nll, rtol=1e-4)
+
+
+def test_a_static_prefix_does_not_see_the_future_and_a_dynamic_table_does(small, documents):
+    tokens = np.concatenate([[1], documents[0][:255]])[None]
+    for method, differs in (("yarn", False), ("dynamic_ntk", True)):
+        table = lambda n, method=method: rope.frequencies(spec(method), length=n)
+        whole = np.asarray(token_nll(small, tokens, table(256)))[:, :127]
+        half = np.asarray(token_nll(small, tokens[:, :128], table(128)))
+        assert (np.abs(whole - half).max() > 1e-3) == differs
+
+
+def test_sliding_scores_every_token_once(small, documents):
+    r = evaluate.perplexity(small, documents, rope.frequencies(spec()), "sliding", 64, stride=16, bos_id=1)
+    assert r.tokens == sum(len(d) for d in documents) and r.documents == 4
+    assert r.windows == sum(1 + max(0, -(-(len(d) - 63) // 16)) for d in documents)
+    assert r.position_scored.sum() == r.tokens
+    np.testing.assert_allclose(r.position_nll.sum(), r.nll.sum(), rtol=1e-6)
+
+
+def test_windows_by_hand():
+    tokens = np.arange(100, 110)
+    cut = cut_windows(tokens, "sliding", length=5, stride=2, bos_id=1)
+    assert [ids.tolist() for ids, _ in cut][:2] == [[1, 100, 101, 102, 103], [1, 102, 103, 104, 105]]
+    assert [first for _, first in cut] == [1, 3, 3, 3]
+    (ids, first), *rest = cut_windows(tokens, "prefix", length=5, stride=2, bos_id=None)
+    assert ids.tolist() == [100, 101, 102, 103, 104] and first == 1 and not rest
+
+
+def test_both_averages_differ_as_they_should(small, documents):
+    r = evaluate.perplexity(small, documents, rope.frequencies(spec()), "yarn", 64, stride=60, bos_id=1)
+    by_window = np.exp(np.mean(r.nll / r.scored))
+    assert r.window_mean == pytest.approx(by_window) and r.window_mean != pytest.approx(
+        r.token_mean, rel=1e-6
+    )
+
+
+def test_windows_in_batches_equal_windows_alone(small, documents):
+    freqs = rope.frequencies(spec())
+    r = evaluate.perplexity(small, documents, freqs, "sliding", 64, stride=32, bos_id=1)
+    nll = []
+    for d in documents:
+        for ids, first in cut_windows(d, "sliding", 64, 32, 1):
+            nll.append(np.asarray(token_nll(small, ids[None], freqs))[0, first - 1 :].sum())
+    np.testing.assert_allclose(r.nll, nll, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"protocol": "windowed"}, "unknown protocol 'windowed'"),
+        ({"protocol": "sliding", "stride": 64}, "stride must be between 1 and"),
+        ({"length": 1}, "at least 2 positions"),
+        ({"length": 400}, "none of the 4 documents has the 400 positions"),
+    ],
+)
+def test_bad_input(small, documents, change, sentence):
+    arguments = {"protocol": "prefix", "length": 64, "bos_id": 1, **change}
+    with pytest.raises(ValueError, match=sentence):
+        evaluate.perplexity(small, documents, rope.frequencies(spec()), **arguments)
+
+
+def test_intervals_cover_the_truth_and_pairs_are_tighter():
+    """Of 200 synthetic corpora about 95 % of the intervals hold the mean; pairing removes what is shared."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for i in range(200):
+        document = np.repeat(np.arange(40), 3)
+        nats = rng.normal(2.0, 0.5, 40)[document] + rng.normal(0, 0.1, 120)
+        interval = evaluate.mean_interval(nats * 50, np.full(120, 50), document, draws=400, seed=i)
+        covered += interval.low <= 2.0 <= interval.high
+    assert 180 <= covered <= 199
+    a, b, counts = nats * 50 + 1.0, nats * 50, np.full(120, 50)
+    difference = evaluate.paired_difference(a, b, counts, document)
+    assert difference.value == pytest.approx(0.02) and difference.excludes(0)
+    assert difference.high - difference.low < 1e-9
