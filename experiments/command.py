@@ -5,8 +5,10 @@ Exit codes: 0 done; 1 it ran and the verdict is no; 2 the user's input; 3 finish
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -28,14 +30,17 @@ def main(run: Callable[[Any], int | None], config_type: type, description: str |
 
 def guarded(run: Callable[[Any], int | None], config: Any) -> int:
     """run(config) with a user's mistake told in one sentence instead of a traceback."""
+    # Orbax logs, through absl, a traceback of every error that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return run(config) or 0
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        if error.errno == 28:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"\nerror: {error.strerror or error}{where}.", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             print("Free some disk space and run the same command again to go on.", file=sys.stderr)
         return 2
     except (ValueError, FloatingPointError) as error:

@@ -4,6 +4,10 @@ Folders may be local or anything that etils.epath opens (gs://…). A checkpoint
 float64 table; resuming under another one is refused.
 """
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,9 +44,10 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return
         args = self._ocp.args
-        self._manager.save(
-            step, args=args.Composite(state=args.StandardSave(state), meta=args.JsonSave(self._meta))
-        )
+        with _storage_errors():
+            self._manager.save(
+                step, args=args.Composite(state=args.StandardSave(state), meta=args.JsonSave(self._meta))
+            )
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The state saved at `step` (the newest), placed as the leaves of `like` are.
@@ -57,9 +62,25 @@ class Checkpoints:
         return self._manager.restore(step, args=args.Composite(state=args.StandardRestore(target)))["state"]
 
     def close(self) -> None:
-        """Wait until everything is committed."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is committed. Raises OSError if it could not be (a full disk)."""
+        with _storage_errors():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Tensorstore reports a full disk as a ValueError of a page; say it as the OSError that it is."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(
+            number, f"a checkpoint could not be written ({os.strerror(number)}); the one before it is whole"
+        ) from error
 
 
 def _refuse_other_encodings(saved: list[dict], asked: list[dict]) -> None:
