@@ -104,7 +104,7 @@ def _cos_sin_of_phase(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = offset.astype(jnp.float32) * jnp.float32(2 * math.pi / WORD)
     y = x * x
     sin = x * (1 + y * (-1 / 6 + y * (1 / 120 + y * (-1 / 5040 + y * (1 / 362880)))))
-    cos = 1 + y * (-1 / 2 + y * (1 / 24 + y * (-1 / 720 + y * (1 / 40320 + y * (-1 / 3628800)))))
+    cos = 1 + y * (-1 / 2 + y * (1 / 24 + y * (-1 / 720 + y * (1 / 40320))))
     swap = (quarter & 1).astype(bool)
     cos, sin = jnp.where(swap, sin, cos), jnp.where(swap, cos, sin)
     return jnp.where((quarter == 1) | (quarter == 2), -cos, cos), jnp.where(quarter >= 2, -sin, sin)

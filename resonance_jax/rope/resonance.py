@@ -12,23 +12,17 @@ import numpy as np
 from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
 
 
-def integer_wavelengths(inv_freq: np.ndarray) -> np.ndarray:
-    """f64[R/2] radians per position -> i64[R/2], 2 pi / inv_freq rounded (half-way cases to even).
-
-    0 where a pair never turns, or so slowly (2^53 positions) that float64 has no fractions to round away.
-    """
-    turning = inv_freq > 0
-    wavelength = np.rint(2 * math.pi / np.where(turning, inv_freq, 1.0))
-    return np.where(turning & (wavelength < 2.0**53), wavelength, 0).astype(np.int64)
-
-
 def resonance(freqs: Frequencies) -> Frequencies:
     """The same table with every wavelength rounded to the nearest whole position (paper Algorithm 1).
 
-    Pairs that never turn stay as they are; the attention factor is kept. On the host (ValueError under jit).
+    Half-way cases go to even. A pair stays as it is where it never turns, or so slowly (2^53 positions) that
+    float64 has no fractions to round away; the attention factor is kept. On the host (ValueError under jit).
     """
     theta = freqs.inv_freq64
-    return from_inv_freq(theta, float(freqs.attention_factor), integer_wavelengths(theta))
+    turning = theta > 0
+    whole = np.rint(2 * math.pi / np.where(turning, theta, 1.0))
+    whole = np.where(turning & (whole < 2.0**53), whole, 0).astype(np.int64)
+    return from_inv_freq(theta, float(freqs.attention_factor), whole)
 
 
 def wavelengths(freqs: Frequencies) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from resonance_jax.rope.methods import METHODS, dynamic_yarn, yarn
 from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
-from resonance_jax.rope.resonance import integer_wavelengths
+from resonance_jax.rope.resonance import resonance
 
 _TITLES = {
     "default": "RoPE",
@@ -214,7 +214,8 @@ def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
     if "length" in takes:
         settings["length"] = length
     table, attention_factor = METHODS[spec.method](spec.rotary_dim, float(spec.base), **settings)
-    return from_inv_freq(table, attention_factor, integer_wavelengths(table) if spec.resonance else None)
+    freqs = from_inv_freq(table, attention_factor)
+    return resonance(freqs) if spec.resonance else freqs
 
 
 def same(a: Frequencies, b: Frequencies) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resonance_jax import rope
+from resonance_jax.rope import phases
 
 MILLION = 1 << 20
 BASES = (1e3, 1e4, 5e5, 1e7)
@@ -19,6 +20,8 @@ ROTARY = (6, 16, 64, 80, 128, 256)
 MAX_ERROR = 1e-6
 
 jitted = jax.jit(rope.cos_sin)
+in_float64 = jax.jit(lambda freqs, positions: rope.cos_sin(freqs, positions, jnp.float64))
+rotated = jax.jit(rope.rotate, static_argnums=3)
 stacked = jax.jit(jax.vmap(rope.cos_sin, in_axes=(0, None)))
 
 
@@ -95,6 +98,32 @@ def test_wavelengths_of_two_to_the_31_and_more():
     np.testing.assert_allclose(freqs.inv_freq64, 2 * math.pi / whole, rtol=1e-8)
     cos, _ = jitted(freqs, np.array([2**31 - 1]))
     np.testing.assert_allclose(cos[0], np.cos(2 * math.pi * (2**31 - 1) / whole), atol=1e-6)
+
+
+def test_carry_into_the_high_word():
+    """A fraction that rounds up to a whole 2^-32 of a turn."""
+    turns = (6 - 2**-40) / 2**32
+    inv_freq = next(
+        x
+        for x in np.nextafter(2 * math.pi * turns, [0, 1, 2 * math.pi * turns])
+        if x / (2 * math.pi) == turns
+    )
+    assert rope.from_inv_freq([inv_freq]).step.tolist() == [[6, 0]]
+
+
+def test_high_product_is_exact():
+    words = [
+        0,
+        1,
+        2**16 - 1,
+        2**16,
+        2**31,
+        2**32 - 1,
+        *(random.Random(0).randrange(2**32) for _ in range(250)),
+    ]
+    a, b = (np.array(w, np.uint32) for w in zip(*((x, y) for x in words for y in words), strict=True))
+    expected = (a.astype(np.uint64) * b.astype(np.uint64)) >> np.uint64(32)
+    np.testing.assert_array_equal(jax.jit(phases._high_product)(a, b), expected)
 
 
 @settings(max_examples=200, deadline=None)
@@ -209,16 +238,16 @@ def test_float64_when_asked(oracle, x64):
     positions = some_positions(100)
     for resonance in (False, True):
         freqs = yarn(resonance)
-        cos, sin = jax.jit(lambda f, p: rope.cos_sin(f, p, jnp.float64))(freqs, positions)
+        cos, sin = in_float64(freqs, positions)
         assert cos.dtype == sin.dtype == jnp.float64
         factor = np.float64(freqs.attention_factor)
         angle = oracle.angles(freqs.inv_freq64, positions, resonance)
         np.testing.assert_allclose(cos, factor * np.cos(angle), rtol=0, atol=1e-9)
         np.testing.assert_allclose(sin, factor * np.sin(angle), rtol=0, atol=1e-9)
-        back = rope.cos_sin(freqs, -positions, jnp.float64)
+        back = in_float64(freqs, -positions)
         np.testing.assert_array_equal(back[0], cos)
         np.testing.assert_array_equal(back[1], -sin)
-        assert rope.cos_sin(freqs, positions)[0].dtype == jnp.float32
+        assert jitted(freqs, positions)[0].dtype == jnp.float32
 
 
 def turned_by_hand(x, freqs, positions, layout):
@@ -240,7 +269,7 @@ def test_rotate(strict_dtypes, layout, head_dim):
     freqs, positions = yarn(), np.arange(1000, 1011)
     x = np.random.default_rng(0).normal(size=(2, 11, 3, head_dim)).astype(np.float32)
     cos, sin = jitted(freqs, positions)
-    turned = rope.rotate(jnp.asarray(x), cos, sin, layout)
+    turned = rotated(jnp.asarray(x), cos, sin, layout)
     assert turned.dtype == jnp.float32
     np.testing.assert_allclose(turned, turned_by_hand(x, freqs, positions, layout), atol=6e-6)
     np.testing.assert_array_equal(turned[..., 64:], x[..., 64:])
@@ -251,9 +280,9 @@ def test_rotate_takes_a_table_per_row():
     freqs = yarn()
     x = np.random.default_rng(0).normal(size=(2, 5, 1, 64)).astype(np.float32)
     positions = np.array([[0, 1, 2, 0, 1], [7, 8, 9, 10, 11]])
-    turned = rope.rotate(x, *jitted(freqs, positions))
+    turned = rotated(x, *jitted(freqs, positions))
     for row in range(2):
-        alone = rope.rotate(x[row], *jitted(freqs, positions[row]))
+        alone = rotated(x[row], *jitted(freqs, positions[row]))
         np.testing.assert_array_equal(turned[row], alone)
 
 
@@ -262,7 +291,7 @@ def test_scores_depend_on_distance_alone():
     q, k = (rng.normal(size=(1, 1, 64)).astype(np.float32) for _ in range(2))
 
     def score(m, n):
-        turned = (rope.rotate(x, *jitted(freqs, np.array([p]))) for x, p in ((q, m), (k, n)))
+        turned = (rotated(x, *jitted(freqs, np.array([p]))) for x, p in ((q, m), (k, n)))
         return float(jnp.vdot(*turned))
 
     near = score(17, 3)
@@ -275,16 +304,16 @@ def test_dtype_rules(strict_dtypes):
     freqs, positions = yarn(), np.arange(30_000, 30_008)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 64)), jnp.bfloat16)
     cos, sin = jitted(freqs, positions)
-    turned = rope.rotate(x, cos, sin)
+    turned = rotated(x, cos, sin)
     assert turned.dtype == jnp.bfloat16
-    exact = rope.rotate(x.astype(jnp.float32), cos, sin)
+    exact = rotated(x.astype(jnp.float32), cos, sin)
     assert bool((turned == exact.astype(jnp.bfloat16)).all())
 
 
 def test_rotate_in_float64(strict_dtypes, x64):
     freqs, positions = yarn(), np.arange(1000, 1011)
     x = np.random.default_rng(0).normal(size=(11, 3, 64))
-    turned = rope.rotate(jnp.asarray(x), *rope.cos_sin(freqs, positions, jnp.float64))
+    turned = rotated(jnp.asarray(x), *in_float64(freqs, positions))
     assert turned.dtype == jnp.float64
     np.testing.assert_allclose(turned, turned_by_hand(x, freqs, positions, "half"), atol=1e-11)
 
@@ -302,5 +331,5 @@ def test_rotate_refuses():
 def test_strict_dtypes(strict_dtypes):
     freqs = yarn(True)
     for positions in (jnp.arange(8), jnp.arange(8, dtype=jnp.uint32), jnp.arange(8, dtype=jnp.int16)):
-        assert rope.cos_sin(freqs, positions)[0].dtype == jnp.float32
+        assert jitted(freqs, positions)[0].dtype == jnp.float32
     assert freqs.inv_freq.dtype == jnp.float32
