@@ -1,8 +1,49 @@
-"""Attention: one door, whatever computes it."""
+"""Attention: one door, four kernels. Which one runs is decided here, said once, and can be forced.
+
+splash (TPU) > cuDNN (GPU) > block pairs (anything, O(T) memory) > XLA (short sequences, dropout, decoding).
+"""
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from resonance_jax.model.block_pairs import block_pairs
+from resonance_jax.model.splash import splash
+
+KERNELS = ("auto", "xla", "block_pairs", "cudnn", "splash")
+SHORT_QUERIES = 128
+SHORT_SCORES = 512 * 512
+
+_log = logging.getLogger("resonance_jax")
+_reported: set[tuple[str, str]] = set()
+_target: contextvars.ContextVar["tuple[str, tuple[int, int] | None] | None"] = contextvars.ContextVar(
+    "attention_target", default=None
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kernel is chosen by. segments: None, "shared" by queries and keys, or keys with their "own".
+    offset: None when it is an array. capability: of the GPU, such as (9, 0)."""
+
+    platform: str
+    capability: tuple[int, int] | None
+    dtype: str
+    T: int
+    S: int
+    H: int
+    causal: bool = True
+    window: int | None = None
+    segments: str | None = None
+    offset: int | None = 0
+    dropout: bool = False
 
 
 def attention(
@@ -20,63 +61,223 @@ def attention(
     key: Array | None = None,
     kernel: str = "auto",
 ) -> Array:
-    """Grouped-query softmax attention, [B, T, N, H] -> [B, T, N, H].
+    """Grouped-query softmax attention: [B, T, N, H] -> [B, T, N, H] in q's dtype.
+
+    Query t stands at key position p = t + offset. A query that may see no key gives zeros. Softmax statistics
+    are in promote_types(float32, dtype).
 
     Args:
         q: [B, T, N, H].
-        k, v: [B, S, K, H] with N a multiple of K; query head n reads key head n // (N // K).
-        causal: query t, standing at key position p = t + offset, sees keys 0..p.
-        window: of those, it sees only the last `window`: keys p - window + 1..p (needs `causal`).
-        segment_ids: i32[B, T]; attend inside the same segment only.
+        k, v: [B, S, K, H], q's dtype; N is a multiple of K and query head n reads key head n // (N // K).
+        causal: see keys 0 … p only.
+        window: of those see only the last `window`, keys p - window + 1 … p (Hugging Face's sliding_window).
+        segment_ids: i32[B, T]; see keys of the same segment only.
         kv_segment_ids: i32[B, S]; default segment_ids.
-        offset: key position of query 0; default S - T, which aligns the queries to the end of the keys.
-            An int, or an array i32[] or i32[B] (XLA kernel only).
-        scale: factor on the scores; default H**-0.5.
+        offset: key position of query 0; default S - T, the queries aligned to the end of the keys. An int, or
+            i32[] or i32[B], traced or not (XLA kernel only).
+        scale: factor on the scores; default H ** -0.5.
         dropout: rate on the attention weights (XLA kernel only); needs `key`.
-        kernel: "auto", or one by name.
+        kernel: "auto", or one of "xla", "block_pairs", "cudnn", "splash".
 
-    A query that may see no key gives zeros.
+    Raises:
+        ValueError: shapes or options that do not fit, or a forced kernel that cannot do what is asked.
     """
-    if kernel not in ("auto", "xla"):
-        raise ValueError(f"attention kernel {kernel!r} is not one of: auto, xla.")
+    _check(q, k, v, causal, window, segment_ids, kv_segment_ids, dropout, key)
+    T, S, H = q.shape[1], k.shape[1], q.shape[3]
+    offset = S - T if offset is None else offset
+    scale = H**-0.5 if scale is None else scale
+    platform, capability = _platform()
+    request = Request(
+        platform=platform,
+        capability=capability,
+        dtype=q.dtype.name,
+        T=T,
+        S=S,
+        H=H,
+        causal=causal,
+        window=window,
+        segments=None if segment_ids is None else "shared" if kv_segment_ids is None else "own",
+        offset=int(offset) if isinstance(offset, int | np.integer) else None,
+        dropout=dropout > 0,
+    )
+    name, reason = choose(request, kernel)
+    if (name, reason) not in _reported:
+        _reported.add((name, reason))
+        _log.info("attention: %s (%s)", name, reason)
     if segment_ids is not None and kv_segment_ids is None:
         kv_segment_ids = segment_ids
-    offset = k.shape[1] - q.shape[1] if offset is None else offset
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask = _mask(q.shape[1], k.shape[1], offset, causal, window, segment_ids, kv_segment_ids)
+    if name == "block_pairs":
+        segments = dict(segment_ids=segment_ids, kv_segment_ids=kv_segment_ids)
+        return block_pairs(q, k, v, causal=causal, window=window, offset=offset, scale=scale, **segments)
+    if name == "splash":
+        return splash(
+            q, k, v, causal=causal, window=window, segment_ids=segment_ids, offset=offset, scale=scale
+        )
+    if name == "cudnn":
+        local = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=causal, local_window_size=local, implementation="cudnn"
+        )
+    mask = _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids)
     return _xla(q, k, v, mask, scale, dropout, key)
 
 
-def _mask(T, S, offset, causal, window, segment_ids, kv_segment_ids):
-    """bool[1 or B, T, S]: which keys each query sees."""
-    ahead = (
-        jnp.reshape(jnp.asarray(offset, jnp.int32), (-1, 1, 1))
-        + jnp.arange(T, dtype=jnp.int32)[None, :, None]
+def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
+    """The kernel that runs a request, and why. ValueError when a forced kernel cannot."""
+    if kernel not in KERNELS:
+        raise ValueError(f"attention kernel {kernel!r} is not one of {', '.join(KERNELS)}.")
+    if kernel != "auto":
+        refusal = _REFUSALS[kernel](request)
+        if refusal:
+            raise ValueError(f"attention kernel {kernel!r} {refusal}; use kernel='auto' or another one.")
+        return kernel, "asked for"
+    if request.dropout:
+        return "xla", "dropout on the weights"
+    if request.T < SHORT_QUERIES or request.T * request.S < SHORT_SCORES:
+        return "xla", f"short: fewer than {SHORT_QUERIES} queries or {SHORT_SCORES} scores a head"
+    best = {"tpu": "splash", "gpu": "cudnn"}.get(request.platform)
+    refusal = _REFUSALS[best](request) if best else None
+    if best and refusal is None:
+        return best, f"the fused kernel of this {request.platform}"
+    why = f"{best} {refusal}" if best else f"no fused kernel on {request.platform}"
+    refusal = _refuse_block_pairs(request)
+    return ("xla", f"{why}; block_pairs {refusal}") if refusal else ("block_pairs", why)
+
+
+def _refuse_xla(_: Request) -> str | None:
+    return None
+
+
+def _refuse_block_pairs(r: Request) -> str | None:
+    if r.dropout:
+        return "cannot drop attention weights"
+    if r.offset is None:
+        return "needs an offset that is an int"
+    return None
+
+
+def _refuse_lonely_queries(r: Request) -> str | None:
+    """The fused kernels give NaN, or the mean of v, where ours give zeros."""
+    if r.causal and r.offset is not None:
+        last_query = r.offset + r.T - 1
+        if r.offset < 0 or (r.window is not None and last_query - r.window + 1 >= r.S):
+            return "needs at least one key for every query"
+    return None
+
+
+def _refuse_cudnn(r: Request) -> str | None:
+    if r.platform != "gpu" or (r.capability or (0, 0)) < (8, 0):
+        return "needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if r.dtype not in ("bfloat16", "float16"):
+        return f"needs bfloat16 or float16, not {r.dtype}"
+    largest = 128 if r.capability < (9, 0) else 256
+    if r.H % 8 or r.H > largest:
+        return f"needs a head size that is a multiple of 8 up to {largest}, not {r.H}"
+    if r.segments:
+        return "cannot keep segments apart without a [T, S] mask"
+    if r.causal and r.offset != 0:
+        return "aligns queries to the start of the keys, so that it needs offset 0"
+    return _refuse_lonely_queries(r) or _refuse_block_pairs(r)
+
+
+def _refuse_splash(r: Request) -> str | None:
+    if r.platform != "tpu":
+        return "needs a TPU"
+    if r.dtype not in ("bfloat16", "float32"):
+        return f"needs bfloat16 or float32, not {r.dtype}"
+    if r.segments == "own" or (r.segments and (r.T != r.S or r.offset != 0)):
+        return "needs segments that queries and keys share, or a query might see no key"
+    return _refuse_lonely_queries(r) or _refuse_block_pairs(r)
+
+
+_REFUSALS: dict[str, Callable[[Request], str | None]] = {
+    "xla": _refuse_xla,
+    "block_pairs": _refuse_block_pairs,
+    "cudnn": _refuse_cudnn,
+    "splash": _refuse_splash,
+}
+
+
+@contextlib.contextmanager
+def lowering_for(platform: str, capability: tuple[int, int] | None = None):
+    """Choose kernels for another platform than this process runs on, for `jax.export`.
+
+    A function that was traced before keeps its choice: jit it anew inside.
+    """
+    token = _target.set((platform, capability))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def _platform() -> tuple[str, tuple[int, int] | None]:
+    """jax's name of the platform (cpu, gpu, tpu) that this trace is for, and the GPU's compute capability."""
+    if _target.get() is not None:
+        return _target.get()
+    device = jax.config.jax_default_device or jax.default_backend()
+    if isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    capability = str(getattr(device, "compute_capability", "")).split(".")
+    numbers = (
+        tuple(int(part) for part in capability) if all(part.isdecimal() for part in capability) else None
     )
-    distance = ahead - jnp.arange(S, dtype=jnp.int32)[None, None, :]
-    mask = jnp.ones((1, T, S), bool)
-    if causal:
-        mask = mask & (distance >= 0)
-    if window is not None:
-        mask = mask & (distance < window)
+    return device.platform, numbers
+
+
+def _check(q, k, v, causal, window, segment_ids, kv_segment_ids, dropout, key):
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise ValueError(
+            f"expected q [B, T, N, H] and k, v [B, S, K, H], got {q.shape}, {k.shape}, {v.shape}."
+        )
+    B, T, N, H = q.shape
+    if (k.shape[0], k.shape[3]) != (B, H) or N % k.shape[2] or not T or not k.shape[1]:
+        raise ValueError(
+            f"q {q.shape} and k {k.shape} must share B and H, with N a multiple of K, and be at least 1 long."
+        )
+    if q.dtype != k.dtype or q.dtype != v.dtype:
+        raise ValueError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
+    if window is not None and (not causal or window < 1):
+        raise ValueError(f"a window must be at least 1 and causal, got window={window}, causal={causal}.")
+    if segment_ids is None and kv_segment_ids is not None:
+        raise ValueError("kv_segment_ids needs segment_ids, the segments of the queries.")
     if segment_ids is not None:
-        mask = mask & (segment_ids[:, :, None] == kv_segment_ids[:, None, :])
-    return mask
+        theirs = segment_ids if kv_segment_ids is None else kv_segment_ids
+        if segment_ids.shape != (B, T) or theirs.shape != k.shape[:2]:
+            raise ValueError(
+                f"expected segment_ids {(B, T)} and kv_segment_ids {k.shape[:2]} (default: segment_ids), "
+                f"got {segment_ids.shape}, {theirs.shape}."
+            )
+    if not (0 <= dropout < 1) or (dropout and key is None):
+        raise ValueError(f"dropout must be in [0, 1) and comes with a key, got {dropout} and key={key}.")
 
 
-def _xla(q, k, v, mask, scale, dropout, key):
+def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
+    """bool[1 or B, T, S]: which keys each query sees."""
+    first = jnp.reshape(jnp.asarray(offset, jnp.int32), (-1, 1, 1))
+    query = first + jnp.arange(T, dtype=jnp.int32)[None, :, None]
+    back = query - jnp.arange(S, dtype=jnp.int32)[None, None, :]
+    visible = jnp.ones((1, T, S), bool)
+    if causal:
+        visible = visible & (back >= 0)
+    if window is not None:
+        visible = visible & (back < window)
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, :, None] == kv_segment_ids[:, None, :])
+    return visible
+
+
+def _xla(q, k, v, visible, scale, dropout, key):
     B, T, N, H = q.shape
     K = k.shape[2]
     wide = jnp.promote_types(jnp.float32, q.dtype)
     grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * jnp.asarray(
-        scale, wide
-    )
-    mask = mask[:, None, None]
-    scores = jnp.where(mask, scores, jnp.finfo(wide).min)
-    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
+    visible = visible[:, None, None]
+    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
+    weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
     if dropout:
-        kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - dropout), 0)
+        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout), 0)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=wide)
     return out.reshape(B, T, N, H).astype(q.dtype)

@@ -1,13 +1,23 @@
-"""Cross entropy of a linear head without its logits: chunk by chunk, recomputed for the gradient."""
+"""Cross entropy of a linear head without its logits: one tile of positions x vocabulary at a time.
 
+The log-sum-exp is merged from the tiles; the gradient recomputes them. One tile of logits is alive at a
+time, so memory does not grow with the vocabulary beyond the gradient [D, V] itself.
+"""
+
+import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import AxisType
 
-LOGITS_AT_ONCE = 1 << 22
+from resonance_jax.parallel.mesh import RULES
+
+TILE = 1 << 22
+POSITIONS = 4096
 
 
 def linear_cross_entropy(
@@ -19,73 +29,166 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     ignore: int = -100,
 ) -> Array:
-    """Negative log likelihood, in nats, of each target under softmax(hidden @ head).
+    """Negative log-likelihood in nats of every target under softmax(hidden @ head).
 
     Args:
-        hidden: [M, D] or [B, T, D].
-        head: [D, V].
-        targets: i32, hidden's leading shape.
-        chunk: positions scored at once; default: so that about 4 million logits are alive.
-        z_loss: adds z_loss * logsumexp(logits)**2.
-        ignore: the target value whose positions give 0 and no gradient.
+        hidden: [M, D] or [B, T, D]; its dtype is that of the products, whatever head's.
+        head: [D, V]. Sharded over V it stays so (vocabulary parallel).
+        targets: integers of hidden's leading shape, 0 … V-1 or `ignore`; any other gives NaN.
+        chunk: positions scored at a time, about; default 4096, or fewer when the vocabulary is sharded.
+        z_loss: adds z_loss * logsumexp(logits)**2 (PaLM, Chowdhery et al. 2022, section 5).
+        ignore: the target whose positions give 0 and no gradient.
 
     Returns:
-        f32 (f64 for f64 input), targets' shape.
+        targets' shape, in promote_types(float32, hidden.dtype).
+
+    Raises:
+        ValueError: shapes that do not fit, or targets that are not integers.
     """
+    if hidden.ndim not in (2, 3) or head.ndim != 2 or hidden.shape[-1] != head.shape[0]:
+        raise ValueError(
+            f"expected hidden [M, D] or [B, T, D] and head [D, V], got {hidden.shape} and {head.shape}."
+        )
+    if targets.shape != hidden.shape[:-1] or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(
+            f"expected integer targets {hidden.shape[:-1]}, got {targets.dtype} {targets.shape}."
+        )
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 position, got {chunk}.")
     D, V = head.shape
-    M = targets.size
-    chunk = min(M, chunk or max(16, LOGITS_AT_ONCE // V))
-    pad = -M % chunk
-    rows = jnp.pad(hidden.reshape(M, D), ((0, pad), (0, 0)))
-    wanted = jnp.pad(targets.reshape(M), (0, pad), constant_values=ignore)
-    nll = _nll(rows.reshape(-1, chunk, D), head, wanted.reshape(-1, chunk), z_loss, ignore)
-    return nll.reshape(-1)[:M].reshape(targets.shape)
+    if targets.size == 0:
+        return jnp.zeros(targets.shape, jnp.promote_types(jnp.float32, hidden.dtype))
+    rows = hidden.reshape(-1, *hidden.shape[-2:])
+    B, T, _ = rows.shape
+    shards = _vocabulary_shards(head)
+    if chunk is None:
+        chunk = POSITIONS if shards == 1 else TILE * shards // V
+    steps = min(T, -(-B * T // chunk))
+    per_step = -(-T // steps)
+    width = V if shards > 1 else min(V, max(128, TILE // (B * per_step)))
+    pad = ((0, 0), (0, steps * per_step - T))
+    # A step takes every steps-th position: shards of B and of T stay on their devices.
+    rows = jnp.pad(rows, (*pad, (0, 0))).reshape(B, per_step, steps, D)
+    wanted = jnp.pad(targets.astype(jnp.int32).reshape(B, T), pad, constant_values=ignore).reshape(
+        B, per_step, steps
+    )
+    nll = _nll(rows, head, wanted, _Options(width, float(z_loss), ignore))
+    return nll.reshape(B, -1)[:, :T].reshape(targets.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _nll(hidden, head, targets, z_loss, ignore):
-    return _forward(hidden, head, targets, z_loss, ignore)[0]
+class _Options(NamedTuple):
+    width: int  # vocabulary entries in a tile
+    z_loss: float
+    ignore: int
 
 
-def _logits(rows, head):
-    wide = jnp.promote_types(jnp.float32, rows.dtype)
-    return jnp.einsum("cd,dv->cv", rows, head, preferred_element_type=wide)
+def _vocabulary_shards(head: Array) -> int:
+    """In how many parts the compiler may have cut head's V: the size of its axes in the mesh of the trace."""
+    mesh = jax.typeof(head).sharding.mesh
+    auto = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
+    shards = math.prod(mesh.shape[name] for name in RULES["vocab"] if name in auto)
+    return shards if head.shape[1] % shards == 0 else 1
 
 
-def _is_target(targets, V):
-    return targets[:, None] == jnp.arange(V, dtype=targets.dtype)[None, :]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _nll(hidden, head, targets, options):
+    return _forward(hidden, head, targets, options)[0]
 
 
-def _forward(hidden, head, targets, z_loss, ignore):
-    def score(_, chunk):
-        rows, wanted = chunk
-        logits = _logits(rows, head)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        target = jnp.sum(jnp.where(_is_target(wanted, head.shape[1]), logits, 0), axis=-1)
-        nll = jnp.where(wanted == ignore, 0, lse - target + jnp.asarray(z_loss, lse.dtype) * lse**2)
-        return None, (nll, lse)
+def _forward(hidden, head, targets, options):
+    wide = jnp.promote_types(jnp.float32, hidden.dtype)
+    lowest = jnp.finfo(wide).min / 4
 
-    _, (nll, lse) = lax.scan(score, None, (hidden, targets))
+    def score(_, step):
+        rows, wanted = _rows(hidden, step), _rows(targets, step)
+
+        def merge(state, tile):
+            lse, target = state
+            logits, columns, fresh = _logits(rows, head, tile, options.width)
+            logits = jnp.where(fresh, logits, lowest)
+            lse = jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1))
+            is_target = (columns == wanted[:, None]) & fresh
+            return (lse, target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)), None
+
+        state = jnp.full(wanted.shape, lowest), jnp.zeros(wanted.shape, wide)
+        (lse, target), _ = lax.scan(merge, state, _tiles(head, options.width))
+        nll = lse - target
+        if options.z_loss:
+            nll = nll + options.z_loss * lse**2
+        nll = jnp.where((wanted >= 0) & (wanted < head.shape[1]), nll, jnp.nan)
+        return None, (jnp.where(wanted == options.ignore, 0, nll), lse)
+
+    _, (nll, lse) = lax.scan(score, None, jnp.arange(targets.shape[2]))
+    nll, lse = _unstep(nll, targets.shape), _unstep(lse, targets.shape)
     return nll, (hidden, head, targets, lse)
 
 
-def _backward(z_loss, ignore, saved, cotangent):
+def _backward(options, saved, d_nll):
     hidden, head, targets, lse = saved
+    wide = lse.dtype
 
-    def recompute(d_head, chunk):
-        rows, wanted, lse, g = chunk
-        g = jnp.where(wanted == ignore, 0, g)
-        p = jnp.exp(_logits(rows, head) - lse[:, None])
-        d_logits = (g * (1 + 2 * jnp.asarray(z_loss, g.dtype) * lse))[:, None] * p
-        d_logits = d_logits - jnp.where(_is_target(wanted, head.shape[1]), g[:, None], 0)
-        d_logits = d_logits.astype(rows.dtype)
-        d_rows = jnp.einsum("cv,dv->cd", d_logits, head, preferred_element_type=p.dtype).astype(rows.dtype)
-        return d_head + jnp.einsum("cd,cv->dv", rows, d_logits, preferred_element_type=p.dtype), d_rows
+    def recompute(d_head, step):
+        rows, wanted, norm = _rows(hidden, step), _rows(targets, step), _rows(lse, step)
+        d_target = jnp.where(wanted == options.ignore, 0, _rows(d_nll, step))
+        d_norm = d_target * (1 + 2 * options.z_loss * norm) if options.z_loss else d_target
 
-    d_head, d_hidden = lax.scan(
-        recompute, jnp.zeros(head.shape, lse.dtype), (hidden, targets, lse, cotangent)
-    )
-    return d_hidden, d_head.astype(head.dtype), np.zeros(targets.shape, jax.dtypes.float0)
+        def accumulate(gradients, tile):
+            d_rows, d_head = gradients
+            logits, columns, fresh = _logits(rows, head, tile, options.width)
+            d_logits = jnp.exp(logits - norm[:, None]) * d_norm[:, None]
+            d_logits -= jnp.where(columns == wanted[:, None], d_target[:, None], 0)
+            d_logits = jnp.where(fresh, d_logits, 0).astype(rows.dtype)
+            part = _columns(head, tile, options.width).astype(rows.dtype)
+            d_rows += _dot("mv,dv->md", d_logits, part, wide)
+            d_part = _columns(d_head, tile, options.width) + _dot("md,mv->dv", rows, d_logits, wide)
+            return (d_rows, lax.dynamic_update_slice_in_dim(d_head, d_part, tile[0], 1)), None
+
+        state = jnp.zeros(rows.shape, wide), d_head
+        (d_rows, d_head), _ = lax.scan(accumulate, state, _tiles(head, options.width))
+        return d_head, d_rows.astype(rows.dtype)
+
+    d_head, d_rows = lax.scan(recompute, jnp.zeros(head.shape, wide), jnp.arange(targets.shape[2]))
+    return _unstep(d_rows, hidden.shape), d_head.astype(head.dtype), None
 
 
 _nll.defvjp(_forward, _backward)
+
+
+def _rows(x, step):
+    """One step's positions, flat: [B, c, steps, ...] -> [B * c, ...]."""
+    x = lax.dynamic_index_in_dim(x, step, 2, keepdims=False)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _unstep(x, shape):
+    """The steps' positions in their places again: [steps, B * c, ...] -> [B, c, steps, ...]."""
+    return jnp.moveaxis(x.reshape(shape[2], shape[0], shape[1], *shape[3:]), 0, 2)
+
+
+def _tiles(head, width):
+    """i32[tiles] each: where a tile starts, and its first column that no tile before it has had.
+
+    The last one starts early when width does not divide V, so that no padded copy of the head is needed.
+    """
+    V = head.shape[1]
+    first = np.arange(0, V, width, dtype=np.int32)
+    return np.minimum(first, V - width), first
+
+
+def _columns(x, tile, width):
+    return lax.dynamic_slice_in_dim(x, tile[0], width, 1)
+
+
+def _logits(rows, head, tile, width):
+    """A tile's logits [m, width], its columns i32[1, width], and which no tile before had, bool[1, width]."""
+    wide = jnp.promote_types(jnp.float32, rows.dtype)
+    columns = tile[0] + jnp.arange(width, dtype=jnp.int32)[None, :]
+    return (
+        _dot("md,dv->mv", rows, _columns(head, tile, width).astype(rows.dtype), wide),
+        columns,
+        columns >= tile[1],
+    )
+
+
+def _dot(spec, x, y, dtype):
+    return jnp.einsum(spec, x, y, preferred_element_type=dtype)
