@@ -64,8 +64,10 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is committed. Raises OSError if it could not be (a full disk)."""
         with _storage_errors():
-            self._manager.wait_until_finished()
-            self._manager.close()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
 
 @contextlib.contextmanager

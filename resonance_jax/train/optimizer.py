@@ -70,20 +70,45 @@ def schedules(config: OptimizerConfig, steps: int):
         "cosine": lambda i: _anneal(1.0, 0.1, after(i)),
         "constant": lambda i: jnp.ones_like(i, jnp.float32),
     }[c.schedule]
-    return lambda i: c.lr * jnp.where(i < warmup, ramp(i), decay(i)), lambda i: c.beta1
+    return lambda i: c.lr * jnp.where(i < warmup, ramp(i), decay(i)), lambda i: jnp.full_like(
+        i, c.beta1, jnp.float32
+    )
+
+
+def _scale_by_adam(beta1, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction; beta1 is a function of the step.
+
+    optax.scale_by_adam takes 1 - beta2**t from float32 powers, 5e-5 off in the first steps of beta2 = 0.999;
+    expm1 keeps it exact, as PyTorch's float64 scalars do.
+    """
+
+    def init(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
+    def update(grads, state, params=None):
+        del params
+        b1, t = beta1(state.count), state.count + 1
+        first_bias, second_bias = -jnp.expm1(t * jnp.log(b1)), -jnp.expm1(t * math.log(beta2))
+        mu = jax.tree.map(lambda m, g: b1.astype(m.dtype) * m + (1 - b1).astype(m.dtype) * g, state.mu, grads)
+        nu = jax.tree.map(lambda n, g: beta2 * n + (1 - beta2) * g * g, state.nu, grads)
+
+        def direction(m, n):
+            return m / first_bias.astype(m.dtype) / (jnp.sqrt(n / second_bias.astype(n.dtype)) + eps)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(t, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax transformation for a run of `steps` steps."""
     lr, beta1 = schedules(config, steps)
-    if config.schedule == "onecycle":
-        tx = optax.inject_hyperparams(optax.adamw, static_args=("eps", "b2", "weight_decay"))(
-            learning_rate=lr, b1=beta1, b2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
-        )
-    else:
-        tx = optax.adamw(
-            lr, b1=config.beta1, b2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
-        )
+    tx = optax.chain(
+        _scale_by_adam(beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(lr),
+    )
     if config.clip is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip), tx)
     if not config.freeze:

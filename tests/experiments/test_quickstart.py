@@ -26,7 +26,7 @@ def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:30]
     for module in modules:
-        (folder / module.with_suffix(".txt").name).write_text(module.read_text()[:4000])
+        (folder / module.with_suffix(".txt").name).write_text(module.read_text()[:3000])
     return folder
 
 
