@@ -1,0 +1,168 @@
+"""Exact cosines and sines against PyTorch's float32 ones, and their share of a forward pass.
+
+    .venv/bin/python benchmarks/rope.py
+
+1. A table of 32,768 positions x 64 pairs: rope.cos_sin, jitted (exact to 1e-6 at any position), against
+   torch.outer, cos, sin in float32 (wrong by 2e-3 at the end of it). Target: a ratio of at most 1.
+2. cos_sin within a jitted 4,096-token forward of a 50M-parameter decoder (`llama-50m`), two ways: alone,
+   as a share of the forward; and the forward against the same one given its cos and sin. Target: 1 %.
+
+Medians of interleaved repeats in one process, compilation apart. Writes results/rope_cpu.json. About three
+minutes on two cores; exits with 1 when a target is missed.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import torch
+
+from resonance_jax import model, rope
+
+THREADS = 2
+POSITIONS, PAIRS = 32_768, 64
+TOKENS = 4096
+YARN = {"method": "yarn", "scale": 8.0, "train_length": 4096}
+
+
+def interleaved(contestants, repeats):
+    """Seconds of each contestant, repeat by repeat in turn: {name: [seconds]}."""
+    for run in contestants.values():
+        run()
+    seconds = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(repeats=41):
+    """Milliseconds for the table of each contestant, and our ratio to PyTorch."""
+    head_dim = 2 * PAIRS
+    plain = rope.frequencies(rope.RopeSpec(head_dim=head_dim))
+    resonant = rope.frequencies(rope.RopeSpec(head_dim=head_dim, resonance=True, **YARN))
+    inv_freq, steps = torch.tensor(plain.inv_freq64, dtype=torch.float32), torch.arange(POSITIONS)
+    positions, cos_sin = jax.numpy.arange(POSITIONS), jax.jit(rope.cos_sin)
+
+    def opponent():
+        angles = torch.outer(steps.float(), inv_freq)
+        return torch.cos(angles), torch.sin(angles)
+
+    seconds = interleaved(
+        {
+            "torch float32": opponent,
+            "exact": lambda: jax.block_until_ready(cos_sin(plain, positions)),
+            "exact, Resonance": lambda: jax.block_until_ready(cos_sin(resonant, positions)),
+        },
+        repeats,
+    )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    exact = np.cos(np.arange(POSITIONS)[:, None] * plain.inv_freq64)
+    return {
+        "positions": POSITIONS,
+        "pairs": PAIRS,
+        "repeats": repeats,
+        "milliseconds": {name: 1e3 * value for name, value in medians.items()},
+        "ratio_to_torch": {name: medians[name] / medians["torch float32"] for name in medians},
+        "largest_error_in_cos": {
+            "torch float32": float(np.abs(opponent()[0].numpy() - exact).max()),
+            "exact": float(np.abs(np.asarray(cos_sin(plain, positions)[0]) - exact).max()),
+        },
+    }
+
+
+def forward_share(repeats=7):
+    """How much of a forward the phases are: alone, and by leaving them out."""
+    config = model.PRESETS["llama-50m"]
+    lm = model.Decoder(config, key=jax.random.key(0))
+    freqs = rope.frequencies(rope.RopeSpec(head_dim=config.head_dim, resonance=True, **YARN))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, TOKENS)).astype(np.int32)
+    cos_sin, positions = jax.jit(rope.cos_sin), jax.numpy.arange(TOKENS)
+    cos, sin = cos_sin(freqs, positions)
+
+    @jax.jit
+    def forward(params, freqs):
+        return model.forward(config, params, tokens, freqs)
+
+    @jax.jit
+    def given(params, freqs, cos, sin):
+        with mock.patch.object(rope, "cos_sin", lambda *_: (cos, sin)):
+            return model.forward(config, params, tokens, freqs)
+
+    same = np.array_equal(forward(lm.params, freqs), given(lm.params, freqs, cos, sin))
+    seconds = interleaved(
+        {
+            "forward": lambda: jax.block_until_ready(forward(lm.params, freqs)),
+            "forward given cos and sin": lambda: jax.block_until_ready(given(lm.params, freqs, cos, sin)),
+            "cos_sin": lambda: jax.block_until_ready(cos_sin(freqs, positions)),
+        },
+        repeats,
+    )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    paired = zip(seconds["forward"], seconds["forward given cos and sin"], strict=True)
+    differences = [(a - b) / b for a, b in paired]
+    return {
+        "parameters": lm.count_parameters(),
+        "tokens": TOKENS,
+        "repeats": repeats,
+        "milliseconds": {name: 1e3 * value for name, value in medians.items()},
+        "share_of_cos_sin": medians["cos_sin"] / medians["forward"],
+        "forward_longer_by": {
+            "median": statistics.median(differences),
+            "from": min(differences),
+            "to": max(differences),
+        },
+        "same_logits_to_the_bit": bool(same),
+    }
+
+
+def machine():
+    """Where and with what this ran."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "command": "python benchmarks/rope.py",
+        "commit": commit.stdout.strip(),
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "numpy", "torch")},
+    }
+
+
+def main() -> int:
+    torch.set_num_threads(THREADS)
+    result = {"table": table(), "forward": forward_share(), **machine()}
+    path = Path(__file__).resolve().parent.parent / "results" / f"rope_{jax.default_backend()}.json"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.rename(path)
+    ratios, forward = result["table"]["ratio_to_torch"], result["forward"]
+    print(f"table of {POSITIONS:,} positions x {PAIRS} pairs, time relative to PyTorch float32:")
+    for name, ratio in ratios.items():
+        print(f"  {name:<18} {ratio:5.2f}   {result['table']['milliseconds'][name]:7.2f} ms")
+    print(f"cos_sin is {forward['share_of_cos_sin']:.3%} of a {TOKENS:,}-token forward", end="; ")
+    print(f"leaving it out changes the forward by {forward['forward_longer_by']['median']:+.2%}")
+    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    met = ratios["exact"] <= 1 and ratios["exact, Resonance"] <= 1 and forward["share_of_cos_sin"] <= 0.01
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
