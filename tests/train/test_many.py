@@ -48,7 +48,7 @@ def test_one_compilation_serves_all_runs_however_they_are_mapped(together, tmp_p
     traces = []
     step = many.train_step
     monkeypatch.setattr(many, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: jax.devices()[:1])
     runs = train.fit_many(CONFIG, SEEDS, ENCODINGS, batches, config(mapped=mapped), tmp_path)
     np.testing.assert_allclose(losses(runs), losses(together[0]), rtol=1e-5)
     assert len(traces) == 1
