@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,8 +278,9 @@ def test_defaults_are_those_of_transformers():
     llama, spec = from_hf_config(silent | {"sliding_window": 3})
     assert (llama.n_kv_heads, llama.head_dim, llama.norm_eps, llama.window) == (4, 4, 1e-6, None)
     assert spec == rope.RopeSpec(head_dim=4, train_length=32)
+    heads = {"hidden_size": 64, "num_attention_heads": 16}
     mistral, _ = from_hf_config(
-        silent | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_attention_heads": 8}
+        silent | heads | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     )
     assert (mistral.n_kv_heads, mistral.window) == (8, 4096)
 
@@ -400,11 +402,12 @@ def test_directories_that_are_no_model(tmp_path):
     ],
 )
 def test_damaged_indices(tmp_path, index, sentence):
-    write(tmp_path, state(), shards=2)
+    folder = write(tmp_path / "model", state(), shards=2)
+    shutil.copy(folder / "part-0.safetensors", tmp_path)
     text = index if isinstance(index, str) else json.dumps(index)
-    (tmp_path / "model.safetensors.index.json").write_text(text)
+    (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        interop.load_hf(tmp_path)
+        interop.load_hf(folder)
 
 
 def test_float64_needs_64_bit_jax(tmp_path, x64):

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from resonance_jax import rope
 from resonance_jax.interop import hf_weights
 from resonance_jax.model import Decoder, DecoderConfig, forward, head, hidden_states, linear_cross_entropy
+from resonance_jax.model.decoder import segment_positions
 from resonance_jax.model.parameters import map_declared
 
 LOGITS, LOSS, GRAD_NORM = 2e-4, 5e-5, 1e-3  # absolute, absolute, relative
@@ -216,7 +217,6 @@ def test_float64_oracle(x64, changes, options, segment_ids):
     freqs = rope.frequencies(rope.RopeSpec(**{"method": "default", "head_dim": 8, **options}))
     logits = forward_jit(config, params, TOKENS, freqs, segment_ids=segment_ids)
     assert logits.dtype == jnp.float64
-    # 1e-7: the attention factor is stored in float32.
     np.testing.assert_allclose(logits, oracle(config, params, TOKENS, freqs, segment_ids), rtol=0, atol=1e-11)
 
 
@@ -291,6 +291,12 @@ def test_packed_documents_equal_separate_ones():
     separate = np.asarray(forward_jit(SMALL, params, alone, freqs))
     for row, (start, length) in enumerate(zip(starts, lengths, strict=False)):
         np.testing.assert_allclose(packed[start : start + length], separate[row, :length], rtol=0, atol=2e-5)
+
+
+def test_positions_restart_with_every_document():
+    """Rotations are relative, so logits cannot tell; the size of the positions can."""
+    restarted = [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2], list(range(12))]
+    np.testing.assert_array_equal(segment_positions(PACKED), restarted)
 
 
 def test_recomputation_changes_no_gradient():
