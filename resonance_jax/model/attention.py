@@ -171,7 +171,7 @@ def _refuse_cudnn(r: Request) -> str | None:
     if r.dtype not in ("bfloat16", "float16"):
         return f"needs bfloat16 or float16, not {r.dtype}"
     largest = 128 if r.capability < (9, 0) else 256
-    if r.H % 8 or r.H > largest:
+    if r.H % 8 or largest < r.H:
         return f"needs a head size that is a multiple of 8 up to {largest}, not {r.H}"
     if r.segments:
         return "cannot keep segments apart without a [T, S] mask"
@@ -270,7 +270,7 @@ def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
 def _xla(q, k, v, visible, scale, dropout, key):
     B, T, N, H = q.shape
     K = k.shape[2]
-    wide = jnp.promote_types(jnp.float32, q.dtype)
+    wide = np.promote_types(np.float32, q.dtype)
     grouped = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
     visible = visible[:, None, None]

@@ -84,11 +84,11 @@ def default_block(heads: int, platform: str) -> int:
 def pairs(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """i32[n, 2] (query block, key block): the pairs that need a mask, and those that see everything."""
     i, j = np.ogrid[: -(-plan.T // plan.rows), : -(-plan.S // plan.columns)]
-    first_key, last_key = j * plan.columns, (j + 1) * plan.columns - 1
+    first_key, last_key = j * plan.columns, np.minimum(plan.S, (j + 1) * plan.columns) - 1
     first_query = plan.offset + i * plan.rows
     last_query = plan.offset + np.minimum(plan.T, (i + 1) * plan.rows) - 1
     meet = np.ones((i.size, j.size), bool)
-    whole = meet & (last_key < plan.S) & (not plan.segments)
+    whole = meet & ((j + 1) * plan.columns <= plan.S) & (not plan.segments)
     if plan.causal:
         meet &= first_key <= last_query
         whole &= last_key <= first_query
@@ -114,7 +114,7 @@ def _attend(q, k, v, segment_ids, kv_segment_ids, plan):
 
 def _forward(q, k, v, segment_ids, kv_segment_ids, plan):
     B, T, K, G, _ = q.shape
-    wide = jnp.promote_types(jnp.float32, q.dtype)
+    wide = np.promote_types(np.float32, q.dtype)
     lowest = jnp.finfo(wide).min / 4
 
     def merge(masked, state, pair):

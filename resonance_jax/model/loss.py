@@ -57,7 +57,7 @@ def linear_cross_entropy(
         raise ValueError(f"chunk must be at least 1 position, got {chunk}.")
     D, V = head.shape
     if targets.size == 0:
-        return jnp.zeros(targets.shape, jnp.promote_types(jnp.float32, hidden.dtype))
+        return jnp.zeros(targets.shape, np.promote_types(np.float32, hidden.dtype))
     rows = hidden.reshape(-1, *hidden.shape[-2:])
     B, T, _ = rows.shape
     shards = _vocabulary_shards(head)
@@ -96,7 +96,7 @@ def _nll(hidden, head, targets, options):
 
 
 def _forward(hidden, head, targets, options):
-    wide = jnp.promote_types(jnp.float32, hidden.dtype)
+    wide = np.promote_types(np.float32, hidden.dtype)
     lowest = jnp.finfo(wide).min / 4
 
     def score(_, step):
@@ -181,7 +181,7 @@ def _columns(x, tile, width):
 
 def _logits(rows, head, tile, width):
     """A tile's logits [m, width], its columns i32[1, width], and which no tile before had, bool[1, width]."""
-    wide = jnp.promote_types(jnp.float32, rows.dtype)
+    wide = np.promote_types(np.float32, rows.dtype)
     columns = tile[0] + jnp.arange(width, dtype=jnp.int32)[None, :]
     return (
         _dot("md,dv->mv", rows, _columns(head, tile, width).astype(rows.dtype), wide),
