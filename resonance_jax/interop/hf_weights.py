@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
@@ -22,7 +21,7 @@ from resonance_jax import rope as encodings
 from resonance_jax.interop.hf_config import from_hf_config, read_config, to_hf_config
 from resonance_jax.interop.hf_files import INDEX, open_tensors
 from resonance_jax.model import Decoder, DecoderConfig
-from resonance_jax.model.parameters import Parameter, map_declared
+from resonance_jax.model.parameters import Parameter, map_declared, real_dtype
 from resonance_jax.parallel.mesh import sharding
 
 NAMES: dict[str, tuple[str, bool]] = {
@@ -82,9 +81,7 @@ def load_hf(path: str | Path, dtype: str = "float32", mesh=None) -> Decoder:
 
 def load_params(folder: Path, config: DecoderConfig, mesh=None) -> dict[str, Any]:
     """The params pytree of load_hf, in config.dtype, for a config that is already known."""
-    dtype = jnp.dtype(config.dtype)
-    if dtype != jax.dtypes.canonicalize_dtype(dtype):
-        raise ValueError(f"dtype {config.dtype} needs 64-bit JAX; set JAX_ENABLE_X64=1.")
+    dtype = real_dtype(config.dtype)
     held = open_tensors(folder)
     _check(folder, held, config)
 
@@ -225,6 +222,7 @@ def save_hf(
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    multihost_utils.sync_global_devices("save_hf")  # no process goes on before the directory is there
 
 
 def _encoding(

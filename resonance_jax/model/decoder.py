@@ -106,8 +106,6 @@ def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids) -> None
             f"the encoding rotates {rotated} dims, but a head has {config.head_dim}; "
             f"make the frequencies with head_dim={config.head_dim}."
         )
-    if jnp.dtype(config.dtype) != jax.dtypes.canonicalize_dtype(config.dtype):
-        raise ValueError(f"dtype {config.dtype} needs 64-bit JAX; set JAX_ENABLE_X64=1.")
 
 
 def hidden_states(
@@ -125,7 +123,7 @@ def hidden_states(
     Arguments as in `forward`.
     """
     _check(config, tokens, freqs, positions, segment_ids)
-    dtype = jnp.dtype(config.dtype)
+    dtype = parameters.real_dtype(config.dtype)
     if positions is None:
         positions = (
             jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -182,7 +180,7 @@ _forward = jax.jit(forward, static_argnums=0)
 @functools.cache
 def _creator(config: DecoderConfig, mesh):
     """The compiled function key -> fresh parameters, where they lie on the mesh."""
-    dtype = jnp.promote_types(jnp.float32, config.dtype)
+    dtype = jnp.promote_types(jnp.float32, parameters.real_dtype(config.dtype))
     where = None if mesh is None else _shardings(config, mesh)
     return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
 

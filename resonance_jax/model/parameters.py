@@ -14,6 +14,14 @@ import jax.numpy as jnp
 from resonance_jax.model.config import DecoderConfig
 
 
+def real_dtype(name: str) -> jnp.dtype:
+    """The dtype of that name. Raises ValueError for float64 unless JAX computes in 64 bits."""
+    dtype = jnp.dtype(name)
+    if dtype == jnp.float64 and jnp.result_type(float) != jnp.float64:
+        raise ValueError(f"dtype {name} needs 64-bit JAX; set JAX_ENABLE_X64=1.")
+    return dtype
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     """shape and logical axes (parallel.mesh.RULES) of one array; std 0 means ones (a norm's scale)."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,48 @@ def test_memory_is_the_model_and_two_leaves(tmp_path):
     print(f"model {model / 1e6:.0f} MB, largest leaf {largest / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB")
     assert model > 1e8
     assert 0.9 * model < peak <= model + 2 * largest
+
+
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[4]))
+from resonance_jax import interop
+from resonance_jax.interop import hf_weights
+from resonance_jax.parallel.mesh import make_mesh
+read, real = [], hf_weights._read
+hf_weights._read = lambda *args: read.append(real(*args)) or read[-1]
+lm = interop.load_hf(sys.argv[1], mesh=make_mesh(fsdp=2))
+size = sum(part.size for part in read)
+interop.save_hf(lm, sys.argv[2], max_shard_bytes=4000)
+interop.load_hf(sys.argv[2])
+print(size, lm.count_parameters())
+"""
+
+
+@pytest.mark.full
+def test_two_processes_read_their_own_half_and_save_together(tmp_path):
+    write(tmp_path / "in", state(), shards=2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", PROCESS, str(tmp_path / "in"), str(tmp_path / "out"), str(port)]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen([*command, str(i)], env=environment, **pipes) for i in range(2)]
+    try:
+        for process in processes:
+            out, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            read, parameters = map(int, out.splitlines()[-1].split())
+            whole = sum(x.size for name, x in state().items() if "norm" in name)  # norms lie on every device
+            assert read == whole + (parameters - whole) // 2
+    finally:
+        for process in processes:
+            process.kill()
+    chex.assert_trees_all_equal(
+        interop.load_hf(tmp_path / "out").params, interop.load_hf(tmp_path / "in").params
+    )
 
 
 # Writing.
