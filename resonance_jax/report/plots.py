@@ -70,8 +70,9 @@ def perplexity_plot(
         lengths = sorted(by_length)
         left.plot(lengths, [by_length[n].token_mean for n in lengths], label=label, **style(label))
         longest = by_length[lengths[-1]]
-        mean = np.exp(longest.position_nll / np.maximum(longest.position_scored, 1))
-        centre = (np.arange(len(mean)) + 0.5) * BIN
+        some = longest.position_scored > 0
+        mean = np.exp(longest.position_nll[some] / longest.position_scored[some])
+        centre = (np.flatnonzero(some) + 0.5) * BIN
         right.plot(centre, mean, **{**style(label), "marker": None})
     left.set_xlabel(f"context length ({unit}s)")
     right.set_xlabel(f"position in the context ({unit}s), bins of {BIN}")

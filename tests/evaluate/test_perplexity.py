@@ -1,5 +1,7 @@
 """Perplexity: the reference script's numbers, one forward for every length, windows by hand."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -146,13 +148,52 @@ def test_windows_in_batches_equal_windows_alone(small, documents):
     np.testing.assert_allclose(r.nll, nll, rtol=1e-5)
 
 
+def test_stored_documents_are_not_computed_again(small, documents, tmp_path, monkeypatch):
+    """A sweep stopped in its third document and run again scores the rest only, with the same result."""
+    module = sys.modules["resonance_jax.evaluate.perplexity"]
+    s, lengths = spec("dynamic_ntk"), [16, 64]
+    whole = evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1)
+    store, scored = evaluate.Store(tmp_path), []
+    score = module._score
+
+    def stopping(lm, part, *rest, **options):
+        scored.append(part[0][0])
+        if len(scored) == 5:  # two lengths a document: in the third document's first
+            raise KeyboardInterrupt
+        return score(lm, part, *rest, **options)
+
+    monkeypatch.setattr(module, "_score", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1, store=store)
+    again = evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1, store=store)
+    assert scored == [0, 0, 1, 1, 2, 2, 2, 3, 3]
+    for n in lengths:
+        for name in ("nll", "scored", "document", "position_nll", "position_scored"):
+            np.testing.assert_array_equal(getattr(again[n], name), getattr(whole[n], name))
+
+
+@pytest.mark.parametrize("how", ["pmap", "mesh"])
+def test_data_parallel_equals_one_device(small, documents, how):
+    from resonance_jax.parallel.mesh import make_mesh
+
+    freqs = rope.frequencies(spec())
+    one = evaluate.perplexity(small, documents, freqs, "sliding", 64, stride=16, bos_id=1)
+    lm = small
+    if how == "mesh":
+        mesh = make_mesh(data=8)
+        lm = model.Decoder(small.config, mesh=mesh)
+        lm = lm.replace_params(jax.device_put(small.params, lm.shardings()))
+    many = evaluate.perplexity(lm, documents, freqs, "sliding", 64, stride=16, bos_id=1, pmap=how == "pmap")
+    np.testing.assert_allclose(many.nll, one.nll, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"protocol": "windowed"}, "unknown protocol 'windowed'"),
         ({"protocol": "sliding", "stride": 64}, "stride must be between 1 and"),
         ({"length": 1}, "at least 2 positions"),
-        ({"length": 400}, "none of the 4 documents has the 400 positions"),
+        ({"length": 400}, "none of the 4 documents has the 399 tokens"),
     ],
 )
 def test_bad_input(small, documents, change, sentence):
