@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType
 
+from resonance_jax.model.mesh_axes import automatic_axes
 from resonance_jax.parallel.mesh import RULES
 
 TILE = 1 << 22
+"""Logits alive at a time, about."""
 POSITIONS = 4096
+"""Positions scored at a time, about: enough that adding to the gradient of the head is cheap beside it."""
 
 
 def linear_cross_entropy(
@@ -69,10 +71,9 @@ def linear_cross_entropy(
     pad = ((0, 0), (0, steps * per_step - T))
     # A step takes every steps-th position: shards of B and of T stay on their devices.
     rows = jnp.pad(rows, (*pad, (0, 0))).reshape(B, per_step, steps, D)
-    wanted = jnp.pad(targets.astype(jnp.int32).reshape(B, T), pad, constant_values=ignore).reshape(
-        B, per_step, steps
-    )
-    nll = _nll(rows, head, wanted, _Options(width, float(z_loss), ignore))
+    wanted = jnp.pad(targets.astype(jnp.int32).reshape(B, T), pad, constant_values=ignore)
+    options = _Options(width, float(z_loss), ignore)
+    nll = _nll(rows, head, wanted.reshape(B, per_step, steps), options)
     return nll.reshape(B, -1)[:, :T].reshape(targets.shape)
 
 
@@ -83,10 +84,9 @@ class _Options(NamedTuple):
 
 
 def _vocabulary_shards(head: Array) -> int:
-    """In how many parts the compiler may have cut head's V: the size of its axes in the mesh of the trace."""
-    mesh = jax.typeof(head).sharding.mesh
-    auto = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual]
-    shards = math.prod(mesh.shape[name] for name in RULES["vocab"] if name in auto)
+    """In how many parts the compiler may have cut head's V."""
+    axes = automatic_axes(head)
+    shards = math.prod(axes.get(name, 1) for name in RULES["vocab"])
     return shards if head.shape[1] % shards == 0 else 1
 
 
@@ -110,7 +110,7 @@ def _forward(hidden, head, targets, options):
             is_target = (columns == wanted[:, None]) & fresh
             return (lse, target + jnp.sum(jnp.where(is_target, logits, 0), axis=1)), None
 
-        state = jnp.full(wanted.shape, lowest), jnp.zeros(wanted.shape, wide)
+        state = jnp.full(wanted.shape, lowest, wide), jnp.zeros(wanted.shape, wide)
         (lse, target), _ = lax.scan(merge, state, _tiles(head, options.width))
         nll = lse - target
         if options.z_loss:
@@ -183,11 +183,8 @@ def _logits(rows, head, tile, width):
     """A tile's logits [m, width], its columns i32[1, width], and which no tile before had, bool[1, width]."""
     wide = np.promote_types(np.float32, rows.dtype)
     columns = tile[0] + jnp.arange(width, dtype=jnp.int32)[None, :]
-    return (
-        _dot("md,dv->mv", rows, _columns(head, tile, width).astype(rows.dtype), wide),
-        columns,
-        columns >= tile[1],
-    )
+    logits = _dot("md,dv->mv", rows, _columns(head, tile, width).astype(rows.dtype), wide)
+    return logits, columns, columns >= tile[1]
 
 
 def _dot(spec, x, y, dtype):

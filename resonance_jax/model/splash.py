@@ -9,8 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from resonance_jax.model.mesh_axes import automatic_axes
 from resonance_jax.parallel.mesh import RULES
 
 LANES = 128
@@ -32,74 +33,59 @@ def splash(
 
     interpret: run the kernel step by step on any backend, which is slow and meant for tests.
     """
-    specs = _specs(q, k)
     one_device = lambda q, k, v, segment_ids: _splash(
         q, k, v, segment_ids, causal, window, offset, scale, interpret
     )
-    if specs is None:
+    axes = automatic_axes(q)
+    if math.prod(axes.values()) == 1:
         return one_device(q, k, v, segment_ids)
-    heads, ids = specs
-    mesh = jax.typeof(q).sharding.mesh
-    in_specs = (heads, heads, heads, None if segment_ids is None else ids)
-    mapped = jax.shard_map(one_device, mesh=mesh, in_specs=in_specs, out_specs=heads, check_vma=False)
+    # The compiler cannot cut a Pallas kernel: every device is told to run it on its own rows and heads.
+    batch, heads = _along(axes, "batch", q.shape[0]), _along(axes, "kv_heads", k.shape[2])
+    whole, ids = PartitionSpec(batch, None, heads), None if segment_ids is None else PartitionSpec(batch)
+    mapped = jax.shard_map(
+        one_device,
+        mesh=jax.typeof(q).sharding.mesh,
+        in_specs=(whole, whole, whole, ids),
+        out_specs=whole,
+        axis_names=set(axes),
+        check_vma=False,
+    )
     return mapped(q, k, v, segment_ids)
 
 
-def _specs(q, k):
-    """How [B, T, N, H] and [B, T] lie on the trace's mesh: the compiler cannot cut a Pallas kernel."""
-    mesh = jax.typeof(q).sharding.mesh
-    auto = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-
-    def along(logical, size):
-        names = tuple(name for name in RULES[logical] if name in auto)
-        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
-
-    if math.prod(mesh.shape[name] for name in auto) == 1:
-        return None
-    batch, heads = along("batch", q.shape[0]), along("kv_heads", k.shape[2])
-    return PartitionSpec(batch, None, heads, None), PartitionSpec(batch, None)
+def _along(axes, logical, size):
+    """The mesh axes that a dimension of this size lies along."""
+    names = tuple(name for name in RULES[logical] if name in axes)
+    return names if names and size % math.prod(axes[name] for name in names) == 0 else None
 
 
 def _splash(q, k, v, segment_ids, causal, window, offset, scale, interpret):
-    # Pallas takes a third of a second to import.
-    from jax.experimental.pallas.ops.tpu import splash_attention as kernel
+    # Imported here because it brings all of Pallas.
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-    T, N, H = q.shape[1:]
+    B, T, N, H = q.shape
     S = k.shape[1]
     rows, columns = _block(T), _block(S)
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     q, k, v = (_pad(x.swapaxes(1, 2), block) for x, block in ((q, rows), (k, columns), (v, columns)))
-    shape = q.shape[2], k.shape[2]
-    if segment_ids is not None:
-        mine, theirs = segment_ids, segment_ids
-    elif shape[1] > S and (not causal or offset + T > S):  # otherwise no query sees the padded keys
-        mine, theirs = jnp.zeros((q.shape[0], T), jnp.int32), jnp.zeros((q.shape[0], S), jnp.int32)
+    lengths = q.shape[2], k.shape[2]
+    if segment_ids is None and lengths[1] > S and (not causal or offset + T > S):
+        # Some query would see the padded keys, if they were not a segment of their own.
+        segments = jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32)
     else:
-        mine = theirs = None
-    segments = None
-    if mine is not None:
-        fill = lambda ids, size: jnp.pad(
-            ids, ((0, 0), (0, size - ids.shape[1])), constant_values=jnp.iinfo(jnp.int32).min
-        )
-        segments = kernel.SegmentIds(fill(mine, shape[0]), fill(theirs, shape[1]))
+        segments = None if segment_ids is None else (segment_ids, segment_ids)
+    if segments is not None:
+        segments = kernels.SegmentIds(*(_pad_ids(ids, to) for ids, to in zip(segments, lengths, strict=True)))
     if window is not None:
-        mask = kernel.LocalMask(shape, (window - 1, 0), offset)
-    elif causal:
-        mask = kernel.CausalMask(shape, offset)
+        mask = kernels.LocalMask(lengths, (window - 1, 0), offset)
     else:
-        mask = kernel.FullMask(shape)
-    blocks = kernel.BlockSizes(
-        block_q=rows,
-        block_kv=columns,
-        block_q_dkv=rows,
-        block_kv_dkv=columns,
-        block_q_dq=rows,
-        block_kv_dq=columns,
+        mask = kernels.CausalMask(lengths, offset) if causal else kernels.FullMask(lengths)
+    sizes = dict(block_q=rows, block_kv=columns)
+    sizes |= dict(block_q_dq=rows, block_kv_dq=columns, block_q_dkv=rows, block_kv_dkv=columns)
+    kernel = kernels.make_splash_mha_single_device(
+        kernels.MultiHeadMask([mask] * N), block_sizes=kernels.BlockSizes(**sizes), interpret=interpret
     )
-    run = kernel.make_splash_mha_single_device(
-        kernel.MultiHeadMask([mask] * N), block_sizes=blocks, interpret=interpret
-    )
-    return jax.vmap(run)(q, k, v, segments)[:, :, :T, :H].swapaxes(1, 2)
+    return jax.vmap(kernel)(q, k, v, segments)[:, :, :T, :H].swapaxes(1, 2)
 
 
 def _block(length):
@@ -111,3 +97,7 @@ def _pad(x, block):
     H = x.shape[-1]
     head = 64 if H <= 64 else -(-H // LANES) * LANES
     return jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % block), (0, head - H)))
+
+
+def _pad_ids(ids, length):
+    return jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=jnp.iinfo(jnp.int32).min)
