@@ -21,11 +21,21 @@ from resonance_jax.files import read_json, write_json
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main(run: Callable[[Any], int | None], config_type: type, description: str | None = None) -> None:
-    """Parse the command line into `config_type`, run it, and exit with the code of how it went."""
+def main(run: Callable[[Any], int | None], config: type | dict, description: str | None = None) -> None:
+    """Parse the command line, run it, and exit with the code of how it went.
+
+    config: a frozen dataclass, or named presets {name: (one sentence, config)}, the first of which is taken
+    when none is named; every field can be overridden on the command line.
+    """
     import tyro
 
-    sys.exit(guarded(run, tyro.cli(config_type, description=description)))
+    if isinstance(config, dict):
+        if len(sys.argv) < 2 or (sys.argv[1].startswith("--") and sys.argv[1] != "--help"):
+            sys.argv.insert(1, next(iter(config)))
+        parsed = tyro.extras.overridable_config_cli(config, description=description)
+    else:
+        parsed = tyro.cli(config, description=description)
+    sys.exit(guarded(run, parsed))
 
 
 def guarded(run: Callable[[Any], int | None], config: Any) -> int:

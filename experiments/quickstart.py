@@ -20,7 +20,7 @@ def run(config: Config) -> None:
     folder = open_run("quickstart", config)
     if not (folder / "perplexity.json").exists():
         _run(config, folder)
-    from resonance_jax.report import print_table
+    from resonance_jax.report.tables import print_table
 
     result = read_json(folder / "perplexity.json")
     print_table(table(result, config), f"Perplexity per byte, trained at {config.train_length}, by length")
@@ -81,6 +81,7 @@ def _run(config: Config, folder: Path) -> None:
                 train.TrainConfig(
                     steps,
                     train.OptimizerConfig(lr=lr, weight_decay=0.1, schedule="cosine", warmup=0.05, clip=1.0),
+                    micro=max(1, 512 // length),  # what stays in a core's cache
                 ),
                 folder / name.replace(" ", "-"),
                 params=params,
@@ -107,12 +108,20 @@ def _run(config: Config, folder: Path) -> None:
     step = config.train_length
     lengths = range(step, config.length + 1, step)
     results = {}
-    with report.Progress("evaluate") as progress:
+    with report.Progress("evaluate", {"encoding": str}) as progress:
         for done, (label, spec, lm) in enumerate(rows):
+            progress(done, len(rows), encoding=label)
             results[label] = evaluate.sweep(
-                lm, pieces, spec, lengths, protocol="prefix", bos_id=tokenizer.bos_id, groups=owners
+                lm,
+                pieces,
+                spec,
+                lengths,
+                protocol="prefix",
+                bos_id=tokenizer.bos_id,
+                groups=owners,
+                store=evaluate.Store(folder / "nll" / label.replace(", ", "-").replace(" ", "-")),
             )
-            progress(done + 1, len(rows), row=0)
+        progress(len(rows), len(rows))
     write_results(folder, config, rows, results, provenance)
 
 
@@ -162,46 +171,13 @@ def remember_corpus(path: Path, provenance: dict) -> None:
 def write_results(folder: Path, config: Config, rows, results, provenance) -> None:
     """perplexity.csv, .png, report.md, and last perplexity.json, whose presence says the run is finished."""
     from resonance_jax import report
-    from resonance_jax.evaluate import paired_difference
 
-    figures = []
-    for label, spec, _ in rows:
-        for length, r in results[label].items():
-            interval = r.interval()
-            figures.append(
-                {
-                    "encoding": label,
-                    "method": spec.method,
-                    "resonance": spec.resonance,
-                    "length": length,
-                    "perplexity": r.token_mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "window_mean": r.window_mean,
-                    "protocol": r.protocol,
-                    "bos": r.bos_id,
-                    "tokens": r.tokens,
-                    "windows": r.windows,
-                    "documents": r.documents,
-                }
-            )
-    differences = []
-    pairs = [(specs_title("Resonance ", m), specs_title("", m)) for m in METHODS]
-    pairs += [("Resonance YaRN" + FINETUNED, "YaRN" + FINETUNED), ("Resonance YaRN" + SWAPPED, "YaRN")]
-    for resonant, plain in pairs:
-        a, b = results[resonant][config.length], results[plain][config.length]
-        d = paired_difference(a.nll, b.nll, a.scored, a.document)
-        verdict = "inside the noise" if not d.excludes(0) else "better" if d.value < 0 else "worse"
-        differences.append(
-            {
-                "encoding": resonant,
-                "minus": plain,
-                "difference": round(d.value, 4),
-                "95 % interval": f"{d.low:+.4f} … {d.high:+.4f}",
-                "verdict": verdict,
-            }
-        )
-    result = {"rows": figures, "differences": differences, "corpus": provenance, "note": note(config)}
+    figures = [row for label, spec, _ in rows for row in report.figures(label, spec, results[label])]
+    plain = [label for label, spec, _ in rows if not spec.resonance]
+    pairs = [(f"Resonance {label}", label) for label in plain] + [(f"Resonance YaRN{SWAPPED}", "YaRN")]
+    at = lambda label: results[label][config.length]
+    differences = [report.difference(a, at(a), b, at(b)) for a, b in pairs]
+    result = {"rows": figures, "differences": differences, "corpus": provenance, "note": note()}
     title = f"Trained at {config.train_length} bytes, extended to {config.length} (held-out text)"
     report.perplexity_plot(results, folder / "perplexity.png", config.train_length, title, unit="byte")
     write_text(folder / "perplexity.csv", report.csv_text(figures))
@@ -209,34 +185,13 @@ def write_results(folder: Path, config: Config, rows, results, provenance) -> No
     write_json(folder / "perplexity.json", result)
 
 
-def specs_title(prefix: str, method: str) -> str:
-    titles = {
-        "default": "RoPE",
-        "linear": "Linear",
-        "ntk": "NTK",
-        "dynamic_ntk": "Dynamic NTK",
-        "yarn": "YaRN",
-    }
-    return prefix + titles[method]
-
-
 def table(result: dict, config: Config) -> list[dict]:
-    """One row an encoding, one column a length (doubling), with the interval at the longest."""
-    rows: dict[str, dict] = {}
-    for figure in result["rows"]:
-        row = rows.setdefault(figure["encoding"], {"encoding": figure["encoding"]})
-        ratio = figure["length"] // config.train_length
-        if ratio & (ratio - 1) == 0:
-            row[str(figure["length"])] = figure["perplexity"]
-        row["95 % interval"] = f"{figure['low']:.3g} … {figure['high']:.3g}"
-    return [
-        {k: v for k, v in row.items() if k != "95 % interval"}
-        | {f"95 % at {config.length}": row["95 % interval"]}
-        for row in rows.values()
-    ]
+    from resonance_jax import report
+
+    return report.table(result["rows"], report.doubling(config.train_length, config.length))
 
 
-def note(config: Config) -> str:
+def note() -> str:
     drift = 32 * (2 * math.pi / 6 - 1)
     return (
         f'Why "{SWAPPED.strip(", ")}" detunes a model: Resonance rounds the fastest wavelength from 6.283 '

@@ -159,7 +159,8 @@ def sweep(
     for length in lengths:
         _check(how, length)
     kept = _long_enough(list(documents), how, lengths[-1], groups)
-    at_once = protocol == "prefix" and not spec.dynamic
+    # One window a document: a shorter context is a prefix of a longer one.
+    at_once = (protocol == "prefix" or truncate) and not spec.dynamic
     passes = [lengths] if at_once else [[length] for length in lengths]
     tables = [rope.frequencies(spec, length=some[-1]) for some in passes]
     results: list[dict[int, Perplexity]] = []

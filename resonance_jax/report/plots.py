@@ -79,22 +79,52 @@ def perplexity_plot(
     left.set_ylabel(f"perplexity per {unit}, to that length")
     right.set_ylabel(f"perplexity per {unit}, at that position")
     for axis in (left, right):
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        if train_length is not None:
-            axis.axvline(train_length, color="#555555", linewidth=1, linestyle=":")
-            axis.annotate(
-                "training length",
-                (train_length, 0.99),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="top",
-                fontsize=8,
-                color="#555555",
-            )
+        _log_scale(axis)
+        _mark_training_length(axis, train_length)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=11)
     save(figure, path)
+
+
+def perplexity_panels(
+    results: Mapping[str, Mapping[str, Mapping[int, Perplexity]]],
+    path: str | Path,
+    train_length: int | None = None,
+) -> None:
+    """Perplexity against length, one panel a corpus, one line an encoding (the paper's Figure 4)."""
+    figure, axes = new_figure(len(results), width=5.6, height=4.6)
+    for axis, (corpus, by_label) in zip(axes, results.items(), strict=True):
+        for label, by_length in by_label.items():
+            lengths = sorted(by_length)
+            axis.plot(lengths, [by_length[n].token_mean for n in lengths], label=label, **style(label))
+        axis.set_title(corpus, fontsize=10)
+        axis.set_xlabel("context length (tokens)")
+        axis.set_ylabel("perplexity per token")
+        _log_scale(axis)
+        _mark_training_length(axis, train_length)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def _log_scale(axis) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+
+
+def _mark_training_length(axis, train_length: int | None) -> None:
+    if train_length is None:
+        return
+    axis.axvline(train_length, color="#555555", linewidth=1, linestyle=":")
+    axis.annotate(
+        "training length",
+        (train_length, 0.99),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+        color="#555555",
+    )

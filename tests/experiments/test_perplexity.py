@@ -1,0 +1,89 @@
+"""The perplexity study as its user runs it: a checkpoint directory in, the figure out, killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resonance_jax import interop, model, rope
+from resonance_jax.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, str]:
+    """A small checkpoint with a byte vocabulary and five documents of about 600 bytes."""
+    folder = tmp_path_factory.mktemp("inputs")
+    config = model.PRESETS["tiny"].replace(d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48)
+    lm = model.Decoder(config, jax.random.key(0))
+    interop.save_hf(lm, folder / "small", rope=rope.RopeSpec(head_dim=16, train_length=32))
+    source = Path(model.__file__).read_text() * 3
+    (folder / "texts").mkdir()
+    for i in range(5):
+        (folder / "texts" / f"{i}.txt").write_text(source[i * 40 : i * 40 + 600])
+    return {"checkpoint": f"small={folder / 'small'}", "corpus": str(folder / "texts")}
+
+
+def start(inputs: dict[str, str], folder: Path, *more: str) -> subprocess.Popen:
+    command = [
+        *(sys.executable, "-m", "experiments.perplexity", "sweep", "--checkpoints", inputs["checkpoint"]),
+        *("--corpora", inputs["corpus"], "--tokenizer", "bytes", "--split", "all"),
+        *("--lengths", "32", "64", "128", "--scale", "4", "--run-dir", str(folder)),
+        *("--encodings", "own", "dynamic_ntk", "resonance-dynamic_ntk", "yarn", "resonance-yarn", *more),
+    ]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(inputs, tmp_path):
+    sliding = ("--protocol", "sliding", "--stride", "16")
+    code, out, err = finish(start(inputs, tmp_path / "whole", *sliding))
+    assert code == 0, err
+    assert "Resonance YaRN" in out and "RoPE (own)" in out and "Paired differences" in out
+    process = start(inputs, tmp_path / "killed", *sliding)
+    stored = lambda: sorted((tmp_path / "killed" / "nll").rglob("0*.npz"))
+    while len(stored()) < 7 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    done = {path: path.stat().st_mtime_ns for path in stored()}
+    assert 7 <= len(done) < 25
+    code, _, err = finish(start(inputs, tmp_path / "killed", *sliding))
+    assert code == 0, err
+    assert len(stored()) == 25 and all(path.stat().st_mtime_ns == when for path, when in done.items())
+    results = [read_json(tmp_path / name / "perplexity.json") for name in ("whole", "killed")]
+    assert results[0] == results[1]
+    rows = results[0]["corpora"][inputs["corpus"]]["rows"]
+    assert len(rows) == 15 and {row["documents"] for row in rows} == {5}
+    assert all(np.isfinite(row["perplexity"]) and row["stride"] == 16 for row in rows)
+    assert (tmp_path / "whole" / "perplexity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--encodings", "yarn@other"], "names no checkpoint"),
+        (["--encodings", "yam"], "unknown RoPE method 'yam'"),
+        (["--protocol", "windows"], "unknown protocol 'windows'"),
+        (["--lengths", "5000"], "none of the 5 documents has the 4999 tokens"),
+        (["--min-tokens", "5000"], "no document has 5000 tokens"),
+        (["--checkpoints", "/nowhere/at/all"], "is not a directory"),
+    ],
+)
+def test_bad_input_is_one_sentence(inputs, tmp_path, arguments, sentence):
+    code, _, err = finish(start(inputs, tmp_path / "run", *arguments))
+    assert code == 2 and sentence in err and "Traceback" not in err, err
