@@ -72,7 +72,9 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
         )
     for key, only in _ONLY.items():
         if hf.get(key, only) not in (only, None):
-            raise ValueError(f"config.json states {key}={hf[key]!r}; the decoder computes {only!r} only.")
+            raise ValueError(
+                f"config.json states {key}={hf[key]!r}, which is not supported; expected {only!r}."
+            )
     given = _ABSENT[family] | hf
     if family == "llama":
         given["sliding_window"] = None  # transformers' LLaMA has no window, whatever the file says

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from resonance_jax import rope as encodings
@@ -107,10 +108,8 @@ def load_params(folder: Path, config: DecoderConfig, mesh=None) -> dict[str, Any
 def _check(folder: Path, held: dict[str, Any], config: DecoderConfig) -> None:
     """Raise ValueError unless the tensors are exactly the config's."""
     wanted = tensors(config)
-    names = {name for name in held if not name.endswith(_DERIVED)}
-    if config.tie_embeddings and NAMES["head"][0] in names:
-        _check_tied(folder, held)
-        names.remove(NAMES["head"][0])
+    copied_head = {NAMES["head"][0]} & held.keys() if config.tie_embeddings else set()
+    names = {name for name in held if not name.endswith(_DERIVED)} - copied_head
     for verb, odd in (("lacks", wanted.keys() - names), ("has the unknown", names - wanted.keys())):
         if odd:
             more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
@@ -126,6 +125,8 @@ def _check(folder: Path, held: dict[str, Any], config: DecoderConfig) -> None:
             raise ValueError(
                 f"{folder}: tensor {name} is stored as {dtype}; supported are {', '.join(_DTYPES)}."
             )
+    if copied_head:
+        _check_tied(folder, held)
 
 
 def _check_tied(folder: Path, held: dict[str, Any]) -> None:
@@ -187,7 +188,7 @@ def save_hf(
     train_length, for sequences up to `length` positions, which it then needs. Files hold at most
     max_shard_bytes each (a larger tensor has its own). `extra` adds keys to config.json, bos_token_id for
     one. The directory appears complete or not at all. Raises ValueError when it exists and is not empty,
-    and naming the field that Hugging Face's LLaMA and Mistral cannot express.
+    and naming what Hugging Face's LLaMA and Mistral cannot express; OSError when the disk is full.
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -212,7 +213,7 @@ def save_hf(
             placed |= dict.fromkeys(names, file)
             size += sum(array.nbytes for array in arrays.values())
             if writes:
-                save_file(arrays, partial / file, metadata={"format": "pt"})  # transformers asks for the mark
+                _write_tensors(partial / file, arrays)
         if writes:
             if len(shards) > 1:
                 _write_json(partial / INDEX, {"metadata": {"total_size": size}, "weight_map": placed})
@@ -285,6 +286,13 @@ def _stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
     array = np.asarray(leaf)
     # safetensors writes memory order, so a transposed view would come out scrambled.
     return np.ascontiguousarray(array.T if NAMES[path][1] else array)
+
+
+def _write_tensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        save_file(arrays, file, metadata={"format": "pt"})  # transformers looks for this mark
+    except SafetensorError as error:
+        raise OSError(f"{file} could not be written: {error}") from None
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,12 +1,7 @@
 """Hugging Face directories: read and written exactly, in little memory, refused in one sentence."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -14,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from resonance_jax import interop, rope
@@ -139,91 +135,6 @@ def test_a_mesh_reads_each_slice_once(tmp_path, monkeypatch):
     chex.assert_trees_all_equal(lm.params, interop.load_hf(tmp_path).params)
 
 
-MEASURE = """
-import re, sys, threading
-import jax, jax.numpy as jnp
-from resonance_jax import interop
-anonymous = lambda: 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
-jnp.zeros(8).block_until_ready()
-before, peak, done = anonymous(), [0], threading.Event()
-def watch():
-    while not done.wait(0.0005):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-lm = interop.load_hf(sys.argv[1])
-done.set(); watcher.join()
-sizes = [leaf.nbytes for leaf in jax.tree.leaves(lm.params)]
-print(sum(sizes), max(sizes), max(peak[0], anonymous()) - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
-def test_memory_is_the_model_and_two_leaves(tmp_path):
-    config = CONFIG.replace(vocab_size=4096, d_model=512, n_layers=10, head_dim=64, n_heads=8, d_ff=1536)
-    hf = HF | {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 10, "head_dim": 64}
-    hf |= {"num_attention_heads": 8, "intermediate_size": 1536}
-    zeros = {
-        name: np.zeros(shape, ml_dtypes.bfloat16)
-        for name, (_, _, shape) in hf_weights.tensors(config).items()
-    }
-    write(tmp_path, zeros, hf, shards=3)
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)],
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    model, largest, peak = map(int, result.stdout.split())
-    print(f"model {model / 1e6:.0f} MB, largest leaf {largest / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB")
-    assert model > 1e8
-    assert 0.9 * model < peak <= model + 2 * largest
-
-
-PROCESS = """
-import sys
-import jax
-jax.distributed.initialize(f"localhost:{sys.argv[3]}", num_processes=2, process_id=int(sys.argv[4]))
-from resonance_jax import interop
-from resonance_jax.interop import hf_weights
-from resonance_jax.parallel.mesh import make_mesh
-read, real = [], hf_weights._read
-hf_weights._read = lambda *args: read.append(real(*args)) or read[-1]
-lm = interop.load_hf(sys.argv[1], mesh=make_mesh(fsdp=2))
-size = sum(part.size for part in read)
-interop.save_hf(lm, sys.argv[2], max_shard_bytes=4000)
-interop.load_hf(sys.argv[2])
-print(size, lm.count_parameters())
-"""
-
-
-@pytest.mark.full
-def test_two_processes_read_their_own_half_and_save_together(tmp_path):
-    write(tmp_path / "in", state(), shards=2)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", PROCESS, str(tmp_path / "in"), str(tmp_path / "out"), str(port)]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    processes = [subprocess.Popen([*command, str(i)], env=environment, **pipes) for i in range(2)]
-    try:
-        for process in processes:
-            out, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-            read, parameters = map(int, out.splitlines()[-1].split())
-            whole = sum(x.size for name, x in state().items() if "norm" in name)  # norms lie on every device
-            assert read == whole + (parameters - whole) // 2
-    finally:
-        for process in processes:
-            process.kill()
-    chex.assert_trees_all_equal(
-        interop.load_hf(tmp_path / "out").params, interop.load_hf(tmp_path / "in").params
-    )
-
-
 # Writing.
 
 
@@ -231,6 +142,7 @@ def test_two_processes_read_their_own_half_and_save_together(tmp_path):
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 4000])
 def test_saved_and_loaded_again(tmp_path, dtype, max_shard_bytes):
     lm = decoder(CONFIG.replace(window=5, dtype=jnp.dtype(dtype).name), dtype=dtype)
+    (tmp_path / "out").mkdir()  # an empty directory is as good as none
     interop.save_hf(lm, tmp_path / "out", max_shard_bytes=max_shard_bytes)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert (len(files) > 1) == (max_shard_bytes == 4000)
@@ -270,10 +182,14 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(hf_weights, "_write_json", full)
-        interop.save_hf(decoder(), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    def full_as_safetensors_says_it(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    for name, failure in (("_write_json", full), ("save_file", full_as_safetensors_says_it)):
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+            patched.setattr(hf_weights, name, failure)
+            interop.save_hf(decoder(), tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
     (tmp_path / "out.partial").mkdir()  # what kill -9 leaves
     (tmp_path / "out.partial/model-00001-of-00002.safetensors").write_text("half")
     interop.save_hf(decoder(), tmp_path / "out")
@@ -333,9 +249,9 @@ def test_defaults_are_those_of_transformers():
     [
         ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "model_type='qwen2'.*supported are"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"attention_bias": True}, "attention_bias=True; the decoder computes False only"),
+        ({"attention_bias": True}, "attention_bias=True, which is not supported; expected False"),
         ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'; the decoder computes 'silu' only"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu', which is not supported; expected 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "16"}, "hidden_size is '16', expected a positive integer"),
         ({"vocab_size": None}, "vocab_size is missing, expected a positive integer"),
