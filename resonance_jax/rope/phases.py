@@ -97,6 +97,14 @@ def _high_product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a1 * b1 + (middle >> 16) + ((a0 * b1 + (middle & 0xFFFF)) >> 16)
 
 
+def _modulo(count: jax.Array, period: jax.Array, high: jax.Array) -> jax.Array:
+    """count mod period (count where period is 0) for uint32 up to 2^31, without the division, which would
+    cost more than all the rest: `high`, the upper word of 2^64 / period, gives a quotient that is right or
+    one too small. (Period 1 gives another count: its step is 0, so any will do.)"""
+    rest = count - _high_product(count, high) * period
+    return rest - jnp.where(rest >= period, period, jnp.uint32(0))
+
+
 def _cos_sin_of_phase(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
     """u32 fractions of a turn -> f32 cos and sin, by quarter turns and two short Taylor series."""
     quarter = (phase + jnp.uint32(1 << 29)) >> 30
@@ -126,8 +134,7 @@ def cos_sin(freqs: Frequencies, positions: jax.Array, dtype=jnp.float32) -> tupl
     step, wavelength = jnp.asarray(freqs.step), jnp.asarray(freqs.wavelength)
     lead = (1,) * (positions.ndim - 1)  # ranks are matched by hand: promotion between ranks hides mistakes
     high, low, wavelength = (a.reshape(lead + a.shape) for a in (step[..., 0], step[..., 1], wavelength))
-    count, period = jnp.abs(positions).astype(jnp.uint32), wavelength.astype(jnp.uint32)
-    count = jnp.where(period > 0, jax.lax.rem(*jnp.broadcast_arrays(count, jnp.maximum(period, 1))), count)
+    count = _modulo(jnp.abs(positions).astype(jnp.uint32), wavelength.astype(jnp.uint32), high)
     if jnp.dtype(dtype) == jnp.float64:
         phase = (high.astype(jnp.uint64) << 32 | low.astype(jnp.uint64)) * count.astype(jnp.uint64)
         angle = phase.astype(jnp.int64).astype(jnp.float64) * (2 * math.pi / WORD**2)

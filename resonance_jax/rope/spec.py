@@ -129,7 +129,7 @@ def _plain(name: str, value: Any) -> Any:
         raise ValueError(f"{name} must be finite, got {value}.")
     if name in _WHOLE and value != int(value):
         raise ValueError(f"{name} must be a whole number, got {value}.")
-    return int(value) if isinstance(value, numbers.Integral) or name in _WHOLE else float(value)
+    return int(value) if name in _WHOLE else float(value)
 
 
 def _validate(spec: RopeSpec) -> None:

@@ -112,8 +112,8 @@ def test_dynamic_methods_forget():
 BAD = [
     ({"method": "yarm"}, "unknown RoPE method 'yarm'; expected one of default, linear, ntk"),
     ({"method": 3}, "method must be a name, got 3"),
-    ({"method": "linear", "beta_fast": 16}, "'linear' does not take beta_fast=16; it takes scale"),
-    ({"method": "default", "scale": 2}, "'default' does not take scale=2; it takes no options"),
+    ({"method": "linear", "beta_fast": 16}, "'linear' does not take beta_fast=16.0; it takes scale"),
+    ({"method": "default", "scale": 2}, "'default' does not take scale=2.0; it takes no options"),
     ({"method": "dynamic_ntk", "scale": 2, "train_length": 64}, "derives its scale from the length"),
     ({"method": "yarn", "dynamic_factor": 2, "train_length": 64}, "does not take dynamic_factor=2"),
     ({"method": "yarn", "scale": 8}, "'yarn' needs train_length, the length that the model was trained at"),
@@ -143,7 +143,7 @@ BAD = [
     ({"method": "yarn", "train_length": 64, "mscale": 1}, "mscale and mscale_all_dim go together"),
     (
         {"method": "yarn", "train_length": 64, "mscale": 1, "mscale_all_dim": 0},
-        "mscale and mscale_all_dim must be positive, got 1 and 0",
+        "mscale and mscale_all_dim must be positive, got 1.0 and 0.0",
     ),
     ({"method": "llama3", "train_length": 64, "low_freq_factor": 4}, "high_freq_factor > low_freq_factor"),
     ({"method": "dynamic_ntk", "train_length": 64, "dynamic_factor": 0}, "dynamic_factor must be positive"),

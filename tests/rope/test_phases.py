@@ -111,19 +111,38 @@ def test_carry_into_the_high_word():
     assert rope.from_inv_freq([inv_freq]).step.tolist() == [[6, 0]]
 
 
+WORDS = [
+    0,
+    1,
+    5,
+    2**16 - 1,
+    2**16,
+    2**30,
+    2**31 - 1,
+    *(random.Random(0).randrange(2**31) for _ in range(250)),
+]
+
+
 def test_high_product_is_exact():
-    words = [
-        0,
-        1,
-        2**16 - 1,
-        2**16,
-        2**31,
-        2**32 - 1,
-        *(random.Random(0).randrange(2**32) for _ in range(250)),
-    ]
-    a, b = (np.array(w, np.uint32) for w in zip(*((x, y) for x in words for y in words), strict=True))
-    expected = (a.astype(np.uint64) * b.astype(np.uint64)) >> np.uint64(32)
+    words = np.array([*WORDS, 2**31, 2**32 - 1], np.uint64)
+    expected = words[:, None] * words >> np.uint64(32)
+    a, b = np.broadcast_arrays(words.astype(np.uint32)[:, None], words.astype(np.uint32))
     np.testing.assert_array_equal(jax.jit(phases._high_product)(a, b), expected)
+
+
+def test_modulo_is_exact():
+    """Multiples of the period and their neighbours are where a quotient would be off by one."""
+    rng = np.random.default_rng(0)
+    period = np.array([2, 3, 6, 7, 54_410, *WORDS[3:], *rng.integers(2, 5000, 200)])
+    high = rope.from_inv_freq(2 * math.pi / period, 1.0, period).step[:, 0]
+    multiples = rng.integers(0, 2**31 // period + 1, (40, len(period))) * period
+    count = np.concatenate(
+        [multiples + near for near in (-1, 0, 1)] + [np.tile(np.array(WORDS)[:, None], len(period))]
+    )
+    count = np.clip(count, 0, 2**31).astype(np.uint32)
+    period, high = (np.broadcast_to(x, count.shape).astype(np.uint32) for x in (period, high))
+    np.testing.assert_array_equal(jax.jit(phases._modulo)(count, period, high), count % period)
+    np.testing.assert_array_equal(phases._modulo(count, np.zeros_like(period), high), count)
 
 
 @settings(max_examples=200, deadline=None)
