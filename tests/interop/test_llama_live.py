@@ -178,6 +178,16 @@ class Injected(torch.nn.Module):
         return self.tables
 
 
+def norms_in_float64(model):
+    """transformers' norm computes in float32 whatever it is given; torch's own does not."""
+    for block in (model.model, *model.model.layers):
+        for name, child in list(block.named_children()):
+            if name.endswith("norm"):
+                norm = torch.nn.RMSNorm(SIZES["hidden_size"], eps=SIZES["rms_norm_eps"], dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(block, name, norm)
+
+
 @pytest.mark.parametrize("family", ["Llama", "Mistral"])
 def test_float64_with_our_cosines_on_both_sides(x64, tmp_path, family):
     window = {} if family == "Llama" else {"sliding_window": 20}
@@ -186,13 +196,7 @@ def test_float64_with_our_cosines_on_both_sides(x64, tmp_path, family):
     )
     model.save_pretrained(tmp_path)
     lm = interop.load_hf(tmp_path, dtype="float64")
-    # transformers' norm computes in float32 whatever it is given; torch's own does not.
-    for block in (model.model, *model.model.layers):
-        for name, child in list(block.named_children()):
-            if name.endswith("norm"):
-                norm = torch.nn.RMSNorm(64, eps=1e-6, dtype=torch.float64)
-                norm.weight = child.weight
-                setattr(block, name, norm)
+    norms_in_float64(model)
     step = jax.jit(forward, static_argnums=0)
     for spec in (rope.RopeSpec(head_dim=16), lm.rope, RESONANT):
         freqs = rope.frequencies(spec)
