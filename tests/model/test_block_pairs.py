@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -58,7 +58,8 @@ def cases(draw):
     return T, S, segments, options, sizes, draw(st.sampled_from([16, 32]))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=9, deadline=None, derandomize=True, database=None)
+@example((50, 60, "own", dict(causal=True, window=20, offset=None, scale=None), (1, 2, 2), 16))
 @given(cases())
 def test_it_is_softmax_attention_whatever_the_shape(case):
     T, S, segments, options, (B, K, G), block = case
@@ -75,11 +76,11 @@ def test_it_is_softmax_attention_whatever_the_shape(case):
 
 
 def test_in_the_dtypes_of_training(strict_dtypes):
-    ids = jnp.asarray(np.arange(200) // 90, jnp.int32)[None]
+    ids = jnp.asarray(np.arange(200) // 160, jnp.int32)[None]
     given = inputs(1, 200, 4, 2, 64)
-    got, wanted = both(*given, 64, window=150, segment_ids=ids)
+    got, wanted = both(*given, 64, window=100, segment_ids=ids)
     assert_close(got, wanted, 1e-5)
-    kernel = lambda *x: block_pairs(*x, block=64, window=150, segment_ids=ids)
+    kernel = lambda *x: block_pairs(*x, block=64, window=100, segment_ids=ids)
     low = results(kernel, *(x.astype(jnp.bfloat16) for x in given))
     assert all(x.dtype == jnp.bfloat16 for x in low)
     assert_close(low, wanted, 2e-2)

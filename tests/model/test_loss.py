@@ -98,7 +98,7 @@ def test_runs_side_by_side():
 
 
 @pytest.mark.parametrize("V, shards", [(320, 4), (300, 1)])
-def test_vocabulary_in_parallel(V, shards):
+def test_vocabulary_in_parallel(narrow, V, shards):
     """Sharded over batch and vocabulary, nothing but sums of positions and gradients travels."""
     mesh = make_mesh(data=8 // shards, tensor=shards)
     place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
