@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from resonance_jax.model.block_pairs import block_pairs
 from resonance_jax.model.splash import splash
+from resonance_jax.model.xla_attention import xla_attention
 
 KERNELS = ("auto", "xla", "block_pairs", "cudnn", "splash")
 SHORT_QUERIES = 128
-SHORT_SCORES = 512 * 512
+SHORT_SCORES = 256 * 256
 
 _log = logging.getLogger("resonance_jax")
 _reported: set[tuple[str, str]] = set()
@@ -84,7 +84,8 @@ def attention(
     """
     _check(q, k, v, causal, window, segment_ids, kv_segment_ids, dropout, key)
     T, S, H = q.shape[1], k.shape[1], q.shape[3]
-    offset = S - T if offset is None else offset
+    if offset is None or not causal:
+        offset = S - T  # without causality it means nothing
     scale = H**-0.5 if scale is None else scale
     platform, capability = _platform()
     request = Request(
@@ -104,22 +105,18 @@ def attention(
     if (name, reason) not in _reported:
         _reported.add((name, reason))
         _log.info("attention: %s (%s)", name, reason)
-    if segment_ids is not None and kv_segment_ids is None:
-        kv_segment_ids = segment_ids
-    if name == "block_pairs":
-        segments = dict(segment_ids=segment_ids, kv_segment_ids=kv_segment_ids)
-        return block_pairs(q, k, v, causal=causal, window=window, offset=offset, scale=scale, **segments)
+    options = dict(causal=causal, window=window, segment_ids=segment_ids, offset=offset, scale=scale)
     if name == "splash":
-        return splash(
-            q, k, v, causal=causal, window=window, segment_ids=segment_ids, offset=offset, scale=scale
-        )
+        return splash(q, k, v, **options)
     if name == "cudnn":
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=causal, local_window_size=local, implementation="cudnn"
         )
-    mask = _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids)
-    return _xla(q, k, v, mask, scale, dropout, key)
+    options["kv_segment_ids"] = segment_ids if kv_segment_ids is None else kv_segment_ids
+    if name == "block_pairs":
+        return block_pairs(q, k, v, **options)
+    return xla_attention(q, k, v, **options, dropout=dropout, key=key)
 
 
 def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
@@ -250,34 +247,3 @@ def _check(q, k, v, causal, window, segment_ids, kv_segment_ids, dropout, key):
             )
     if not (0 <= dropout < 1) or (dropout and key is None):
         raise ValueError(f"dropout must be in [0, 1) and comes with a key, got {dropout} and key={key}.")
-
-
-def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
-    """bool[1 or B, T, S]: which keys each query sees."""
-    first = jnp.reshape(jnp.asarray(offset, jnp.int32), (-1, 1, 1))
-    query = first + jnp.arange(T, dtype=jnp.int32)[None, :, None]
-    back = query - jnp.arange(S, dtype=jnp.int32)[None, None, :]
-    visible = jnp.ones((1, T, S), bool)
-    if causal:
-        visible = visible & (back >= 0)
-    if window is not None:
-        visible = visible & (back < window)
-    if segment_ids is not None:
-        visible = visible & (segment_ids[:, :, None] == kv_segment_ids[:, None, :])
-    return visible
-
-
-def _xla(q, k, v, visible, scale, dropout, key):
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    wide = np.promote_types(np.float32, q.dtype)
-    grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
-    visible = visible[:, None, None]
-    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
-    weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
-    if dropout:
-        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - dropout), 0)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=wide)
-    return out.reshape(B, T, N, H).astype(q.dtype)

@@ -1,0 +1,51 @@
+"""Attention as it is written down, [T, S] scores and all: for short sequences, dropout, and decoding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def xla_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool,
+    window: int | None,
+    segment_ids: Array | None,
+    kv_segment_ids: Array | None,
+    offset: int | Array,
+    scale: float,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Array:
+    """Softmax attention [B, T, N, H] -> [B, T, N, H]; arguments as `attention`'s."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    wide = np.promote_types(np.float32, q.dtype)
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=wide) * scale
+    seen = _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids)[:, None, None]
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(wide).min), axis=-1)
+    weights = jnp.where(seen, weights, 0)  # where nothing is seen, softmax is uniform
+    if dropout:
+        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout), 0)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=wide)
+    return out.reshape(B, T, N, H).astype(q.dtype)
+
+
+def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
+    """bool[1 or B, T, S]: which keys each query sees."""
+    first = jnp.reshape(jnp.asarray(offset, jnp.int32), (-1, 1, 1))
+    query = first + jnp.arange(T, dtype=jnp.int32)[None, :, None]
+    back = query - jnp.arange(S, dtype=jnp.int32)[None, None, :]
+    seen = jnp.ones((1, T, S), bool)
+    if causal:
+        seen = seen & (back >= 0)
+    if window is not None:
+        seen = seen & (back < window)
+    if segment_ids is not None:
+        seen = seen & (segment_ids[:, :, None] == kv_segment_ids[:, None, :])
+    return seen
