@@ -1,8 +1,8 @@
 """Many runs at once: encodings x seeds in one compiled program, because an encoding is data.
 
 The runs are sharded over the local devices (one host device a core on CPU) and mapped inside: `vmap` on
-accelerators, `lax.map` on CPU, where a larger working set only leaves the cache. Several steps are scanned
-in one call.
+accelerators, `lax.map` on CPU, where a larger working set only leaves the cache. Several steps run in one
+call, and one compiled program serves every number of them.
 """
 
 import dataclasses
@@ -21,10 +21,11 @@ from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.parameters import create
+from resonance_jax.train import memory
 from resonance_jax.train.loop import Evaluator, Progress, run_loop
 from resonance_jax.train.optimizer import OptimizerConfig, make_optimizer
 from resonance_jax.train.state import new_state
-from resonance_jax.train.step import Batch, train_step
+from resonance_jax.train.step import METRICS, Batch, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,39 +76,72 @@ def _run_mesh(runs: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), ("runs",))
 
 
+def _batch(examples: Batch | None, batch) -> Batch:
+    """The batch itself, or the examples of its row numbers i32[B]; nothing of row -1 is scored."""
+    if examples is None:
+        return batch
+    rows = jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples)
+    targets = rows.get("targets", rows["tokens"])
+    return {**rows, "targets": jnp.where(batch[:, None] < 0, -100, targets)}
+
+
 @functools.lru_cache(maxsize=16)
 def _program(config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool):
-    """jitted (states [E], freqs [E], batches [K] or [K, E]) -> (states, metrics [K, E]).
+    """jitted (states [E], freqs [E], batches [K] or [K, E], examples, count) -> (states, metrics [K, E]).
 
-    Remembered by its settings, so that another call with the same ones compiles nothing.
+    Runs the first `count` of the K batches. Remembered by its settings, so that another call with the same
+    ones compiles nothing.
     """
     tx = make_optimizer(training.optimizer, training.steps)
+    wide = jnp.promote_types(jnp.float32, config.dtype)
 
-    def one(state, freqs, batches):
-        return jax.lax.scan(
-            lambda state, batch: train_step(config, tx, state, batch, freqs, training.micro), state, batches
-        )
+    def one(state, freqs, batches, examples, count):
+        def step(i, carry):
+            state, log = carry
+            batch = _batch(examples, jax.tree.map(lambda x: x[i], batches))
+            state, metrics = train_step(config, tx, state, batch, freqs, training.micro)
+            return state, {name: log[name].at[i].set(metrics[name].astype(wide)) for name in METRICS}
 
-    def local(states, freqs, batches):
+        log = {name: jnp.zeros(training.steps_per_call, wide) for name in METRICS}
+        return jax.lax.fori_loop(0, count, step, (state, log))
+
+    def local(states, freqs, batches, examples, count):
         if mapped == "vmap":
-            return jax.vmap(one, in_axes=(0, 0, None if shared else 1), out_axes=(0, 1))(
-                states, freqs, batches
-            )
-        if not shared:
+            axes = (0, 0, None if shared else 1, None, None)
+            return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, examples, count)
+        if shared:
+            run = lambda run: one(*run, batches, examples, count)
+            states, log = jax.lax.map(run, (states, freqs))
+        else:
             batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
-        runs = (states, freqs) if shared else (states, freqs, batches)
-        step = (lambda run: one(*run, batches)) if shared else (lambda run: one(*run))
-        states, metrics = jax.lax.map(step, runs)
-        return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), metrics)
+            states, log = jax.lax.map(lambda run: one(*run, examples, count), (states, freqs, batches))
+        return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), log)
 
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(P("runs"), P("runs"), P() if shared else P(None, "runs")),
+        in_specs=(P("runs"), P("runs"), P() if shared else P(None, "runs"), P(), P()),
         out_specs=(P("runs"), P(None, "runs")),
         check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=0)
+
+
+def _refuse_too_many(compiled, runs: int, mesh: Mesh, mapped: str) -> None:
+    """ValueError when the program takes more memory than is free; it says how many runs would fit."""
+    devices = list(mesh.devices.flat)
+    free = memory.free(devices)
+    lasting, temporary = memory.needed(compiled)
+    if free is None or lasting + temporary <= free:
+        return
+    # Mapped one after another the runs share their temporaries; under vmap each has its own.
+    own, common = (lasting, temporary) if mapped == "map" else (lasting + temporary, 0)
+    fit = max(0, int((free - common) / (own / (runs / len(devices))))) * len(devices)
+    raise ValueError(
+        f"{runs} runs at once need {memory.readable(lasting + temporary)} on each of {len(devices)} "
+        f"{devices[0].platform} devices, of which {memory.readable(free)} are free: "
+        + (f"about {fit} runs fit; train fewer at once." if fit else "not even one fits; make it smaller.")
+    )
 
 
 def fit_many(
@@ -118,6 +152,7 @@ def fit_many(
     training: TrainConfig,
     run_dir: str | Path,
     *,
+    examples: Batch | None = None,
     params: Any = None,
     evaluators: Iterable[Evaluator] = (),
     progress: Progress | None = None,
@@ -127,9 +162,11 @@ def fit_many(
 
     seeds: E ints, of the first parameters and of dropout (equal seeds: equal first weights). train_freqs:
     E tables, or one Frequencies stacked on axis 0. batches(step) -> Batch of [B, T] arrays that every run
-    sees, or [E, B, T], one a run; a function of the step alone. params: first weights [E, ...] instead of
-    fresh ones. Which table a run is evaluated under is the evaluator's own affair: a (train, eval) pair is
-    two lists in the same order. Raises ValueError when the counts differ.
+    sees, or [E, B, T], one a run; a function of the step alone. examples: a Batch of [rows, T] arrays that
+    stays on the devices; batches(step) then gives row numbers, i32[B] or [E, B], -1 for a row that is not
+    there. params: first weights [E, ...] instead of fresh ones. Which table a run is evaluated under is the
+    evaluator's own affair: a (train, eval) pair is two lists in the same order. Raises ValueError when the
+    counts differ, and before anything is made when the runs need more memory than is free.
     """
     if not isinstance(train_freqs, rope.Frequencies):
         train_freqs = stack_frequencies(train_freqs)
@@ -138,24 +175,44 @@ def fit_many(
         raise ValueError(f"{runs} seeds for {len(train_freqs.wavelength)} encodings; expected one a run.")
     tx = make_optimizer(training.optimizer, training.steps)
     mesh = _run_mesh(runs)
-    by_run = NamedSharding(mesh, P("runs"))
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    if params is None:
-        params = jax.jit(jax.vmap(functools.partial(create, config)))(keys)
-    dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    first = jax.jit(jax.vmap(lambda params, key: new_state(params, tx, key)))
-    states = jax.device_put(first(params, dropout_keys), by_run)
-    freqs = jax.device_put(train_freqs, by_run)
-    tokens = np.asarray(batches(0)["tokens"])
+    by_run, everywhere = NamedSharding(mesh, P("runs")), NamedSharding(mesh, P())
+    keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+    first_params = jax.jit(jax.vmap(functools.partial(create, config)))
+
+    @jax.jit
+    def first_states(params, keys):
+        return jax.vmap(lambda p, key: new_state(p, tx, jax.random.fold_in(key, 1)))(params, keys)
+
+    first = jax.tree.map(np.asarray, batches(0))
+    rows = first if examples is not None else first["tokens"]
+    shared = rows.ndim == (2 if examples is None else 1)
     mapped = training.mapped
     if mapped == "auto":
         mapped = "map" if jax.default_backend() == "cpu" else "vmap"
-    program = _program(config, training, mapped, mesh, shared=tokens.ndim == 2)
+    program = _program(config, training, mapped, mesh, shared)
+
+    def stacked(start, count):
+        """The batches of one call, the last one repeated up to steps_per_call."""
+        steps = [batches(start + min(i, count - 1)) for i in range(training.steps_per_call)]
+        return jax.tree.map(lambda *rows: np.stack(rows), *steps)
+
+    abstract = jax.eval_shape(first_params, keys) if params is None else params
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_run),
+        jax.eval_shape(first_states, abstract, keys),
+    )
+    freqs = jax.device_put(train_freqs, by_run)
+    examples = jax.device_put(examples, everywhere)
+    compiled = program.lower(abstract, freqs, stacked(0, 1), examples, np.int32(1)).compile()
+    _refuse_too_many(compiled, runs, mesh, mapped)
+    states = first_states(first_params(keys) if params is None else params, keys)
+    states = jax.device_put(states, by_run)
 
     def advance(states, start, count):
-        stacked = jax.tree.map(lambda *rows: np.stack(rows), *(batches(start + i) for i in range(count)))
-        return program(states, freqs, stacked)
+        states, metrics = program(states, freqs, stacked(start, count), examples, np.int32(count))
+        return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}
 
+    tokens_per_run = rows.size if examples is None else rows.size * examples["tokens"].shape[1]
     records = [rope.to_record(table) for table in unstack_frequencies(train_freqs)]
     states, history = run_loop(
         advance,
@@ -165,7 +222,7 @@ def fit_many(
         {"encodings": records, "seeds": list(seeds), **(meta or {})},
         steps_per_call=training.steps_per_call,
         save_seconds=training.save_seconds,
-        tokens_per_step=tokens.size * (runs if tokens.ndim == 2 else 1),
+        tokens_per_step=tokens_per_run * (runs if shared else 1),
         evaluators=evaluators,
         progress=progress,
     )

@@ -1,4 +1,6 @@
-"""PosGen's training against the reference: 25 steps from the same weights, its MLP frozen and trained."""
+"""PosGen's training against the reference, and many runs of it at once against each alone."""
+
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,8 @@ import numpy as np
 import pytest
 
 from resonance_jax import train
+from resonance_jax.data import posgen
+from resonance_jax.train import many, memory
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import new_state
 from resonance_jax.train.step import summed_loss, train_step
@@ -57,3 +61,82 @@ def test_the_reference_s_trajectory(goldens, weights, tokens, id, mlp):
             continue
         for layer, leaf in enumerate(state.params["layers"][path.removeprefix("layers/")]):
             np.testing.assert_allclose(np.linalg.norm(leaf), norms[name.format(layer)], rtol=NORM)
+
+
+# Many runs at once.
+
+SEEDS = [0, 0, 3, 3]
+TABLES = [TYPES["rotary_hf"][0], TYPES["rotary_resonance_ntk"][1]] * 2
+TRAINING = train.TrainConfig(50, train.OptimizerConfig(lr=1e-2, beta2=0.999, schedule="onecycle", warmup=0.1))
+EXAMPLES = posgen.split("corrected", "cot", "train", train_length=24, sizes=(30, 1, 1))._asdict()
+EXAMPLES["targets"] = EXAMPLES.pop("labels")
+
+
+def fit(seeds, tables, folder, training=TRAINING, **options):
+    rows = train.Rows(30, 8, seeds)  # four batches an epoch, the last with two rows missing
+    run = train.fit_many(
+        CONFIG, seeds, tables, rows.__getitem__, training, folder, examples=EXAMPLES, **options
+    )
+    return np.asarray([record["loss"] for record in run.history if "loss" in record]), run
+
+
+def test_each_run_equals_itself_alone_over_50_steps_and_all_compile_once(tmp_path, monkeypatch):
+    traces = []
+    step = many.train_step
+    monkeypatch.setattr(many, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
+    many._program.cache_clear()
+    together = fit(SEEDS, TABLES, tmp_path / "together")[0]
+    assert len(traces) == 1 and together.shape == (50, 4)
+    for e, (seed, freqs) in enumerate(zip(SEEDS, TABLES, strict=True)):
+        alone, _ = fit([seed], [freqs], tmp_path / str(e))
+        np.testing.assert_allclose(together[:, e], alone[:, 0], rtol=1e-5)
+    assert np.abs(together[-1, :2] - together[-1, 2:]).min() > 1e-3  # another seed is another run
+    assert np.abs(together[-1, 0] - together[-1, 1]) > 1e-4  # another table too
+
+
+def test_rows_are_a_function_of_seed_and_step_and_cover_each_epoch():
+    rows = train.Rows(30, 8, [5, 5, 6])
+    assert rows.steps_per_epoch == 4
+    epochs = [np.concatenate([rows[4 * epoch + i] for i in range(4)], axis=1) for epoch in range(2)]
+    for epoch in epochs:
+        for order in epoch:
+            assert sorted(order) == [-1, -1, *range(30)] and (order[:30] >= 0).all()
+        assert (epoch[0] == epoch[1]).all() and (epoch[0] != epoch[2]).any()
+    assert (epochs[0] != epochs[1]).any()
+    np.testing.assert_array_equal(train.Rows(30, 8, [6])[3][0], rows[3][2])
+    with pytest.raises(ValueError, match="at least one row and one a batch, got 0 and 8"):
+        train.Rows(0, 8, [1])
+
+
+def test_a_row_that_is_not_there_changes_nothing():
+    given = jax.tree.map(lambda x: x[np.array([4, 7])], EXAMPLES)
+    padded = many._batch({name: jnp.asarray(x) for name, x in EXAMPLES.items()}, jnp.array([4, 7, -1, -1]))
+    params = many.create(CONFIG, jax.random.key(0))
+    sums = [summed_loss(CONFIG, params, batch, TABLES[0]) for batch in (given, padded)]
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
+    assert sums[0][1] == 2 * 20
+
+
+def test_more_runs_than_memory_holds_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda devices: 2**20)
+    message = r"4 runs at once need .* on each of 4 cpu devices, of which 1 MiB are free: not even one fits"
+    with pytest.raises(ValueError, match=message):
+        fit(SEEDS, TABLES, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mapped, fit", [("vmap", 10), ("map", 12)])
+def test_how_many_runs_fit(monkeypatch, mapped, fit):
+    """20 runs on two devices: 100 MiB a run that stays (arguments and results), 20 MiB of temporaries."""
+    MiB = 2**20
+    figures = {"argument": 900, "output": 900, "alias": 800, "temp": 200}
+    analysis = SimpleNamespace(**{f"{name}_size_in_bytes": n * MiB for name, n in figures.items()})
+    compiled = SimpleNamespace(memory_analysis=lambda: analysis)
+    mesh = many.Mesh(jax.devices()[:2], ("runs",))
+    monkeypatch.setattr(memory, "free", lambda devices: 1200 * MiB)
+    many._refuse_too_many(compiled, 20, mesh, mapped)
+    monkeypatch.setattr(memory, "free", lambda devices: None)
+    many._refuse_too_many(compiled, 20, mesh, mapped)
+    monkeypatch.setattr(memory, "free", lambda devices: {"map": 810, "vmap": 610}[mapped] * MiB)
+    with pytest.raises(ValueError, match=f"need 1.2 GiB on each of 2 cpu devices.*about {fit} runs fit"):
+        many._refuse_too_many(compiled, 20, mesh, mapped)
