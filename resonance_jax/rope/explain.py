@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resonance_jax.rope.hf import HF_TYPES, YARN_OPTIONS, Config, from_hf, hf_type, layer_dicts
+from resonance_jax.rope.hf import HF_TYPES, YARN_OPTIONS, Config, from_hf, hf_type, layer_dicts, rope_type_of
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies
 from resonance_jax.rope.resonance import critical_dimension, wavelengths
@@ -174,7 +174,7 @@ def _transformers_given_spec(spec: RopeSpec) -> list[str]:
 
 
 def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
-    rope_type = config.get("rope_type") or config.get("type") or "default"
+    rope_type = rope_type_of(config)
     if rope_type not in HF_TYPES.values():
         return [f"Does not know the type {rope_type!r}: KeyError."]
     notes = ["The same."]

@@ -7,6 +7,7 @@ say, though the release does not always do it (explain() tells).
 """
 
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -124,11 +125,17 @@ def _of_layer(nested: Config, name: str) -> Config:
             f"transformers ignores truncate inside {name!r} and reads it from rope_parameters itself: "
             "move it up, or drop it."
         )
-    return {**own, "truncate": truncate} if "yarn" in own.get("rope_type", "") else own
+    return {**own, "truncate": truncate} if "yarn" in rope_type_of(own) else own
+
+
+def rope_type_of(parameters: Config) -> str:
+    """The type that a RoPE dictionary names, under its new key or its old one."""
+    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    return rope_type if isinstance(rope_type, str) else repr(rope_type)
 
 
 def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpec:
-    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    rope_type = rope_type_of(parameters)
     if rope_type not in _TYPES:
         raise ValueError(f"unknown rope type {rope_type!r}; known are {', '.join(_TYPES)}.")
     method, own = _TYPES[rope_type]
@@ -160,7 +167,7 @@ def _head_dim(config: Config) -> int:
     if config.get("head_dim") is not None:
         return config["head_dim"]
     width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    if not width or not heads or width % heads:
+    if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
         raise ValueError(
             "the config must state head_dim, or a hidden_size that num_attention_heads divides; "
             f"got hidden_size={width}, num_attention_heads={heads}."
@@ -176,11 +183,17 @@ def _lengths(config: Config, parameters: Config, rope_type: str, layer_type: str
             raise ValueError(f"rope type {rope_type!r} needs {key}, and the config does not state it.")
         return value
 
+    def number(stated: Config, key: str) -> Any:
+        value = stated.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise ValueError(f"{key} must be a number, got {value!r}.")
+        return value
+
     method, _ = _TYPES[rope_type]
-    longest, factor = config.get("max_position_embeddings"), parameters.get("factor")
-    original = parameters.get("original_max_position_embeddings")
+    longest, factor = number(config, "max_position_embeddings"), number(parameters, "factor")
+    original = number(parameters, "original_max_position_embeddings")
     if layer_type is None:  # transformers lets the top level win
-        original = config.get("original_max_position_embeddings") or original
+        original = number(config, "original_max_position_embeddings") or original
     if method == "dynamic_ntk":
         train_length = need(longest, "max_position_embeddings")
         return {"train_length": train_length, "dynamic_factor": need(factor, "factor")}

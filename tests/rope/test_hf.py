@@ -304,7 +304,11 @@ BAD = [
     ),
     ({"rope_scaling": {"type": "llama3"}}, "rope type 'llama3' needs factor"),
     ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "scale must be at least 1"),
-    ({"rope_scaling": {"type": "linear", "factor": "8"}}, "scale must be a number, got '8'"),
+    ({"rope_scaling": {"type": "linear", "factor": "8"}}, "factor must be a number, got '8'"),
+    ({"rope_scaling": {"type": "longrope", "factor": [8]}}, r"factor must be a number, got \[8\]"),
+    ({"max_position_embeddings": "long"}, "max_position_embeddings must be a number, got 'long'"),
+    ({"rope_scaling": {"rope_type": ["yarn"]}}, r"unknown rope type \"\['yarn'\]\""),
+    ({"hidden_size": "4096"}, "got hidden_size=4096, num_attention_heads=32"),
     (
         {"rope_scaling": {"type": "longrope", "factor": 8.0}},
         "longrope needs short_factor: 64 positive numbers",
