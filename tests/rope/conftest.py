@@ -1,5 +1,7 @@
-"""A float64 oracle of every rule, written from the formulas alone: scalar loops, nothing of the library."""
+"""A float64 oracle of every rule, written from the formulas alone (scalar loops, nothing of the library),
+and the rotary module of transformers."""
 
+import json
 import math
 
 import numpy as np
@@ -148,3 +150,21 @@ class Oracle:
 @pytest.fixture(scope="session")
 def oracle():
     return Oracle
+
+
+@pytest.fixture(scope="session")
+def llama_shape():
+    """Config keys of a small LLaMA with heads of 128."""
+    return {"hidden_size": 512, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 32}
+
+
+@pytest.fixture(scope="session")
+def rotary_module(llama_shape):
+    """config keys -> the rotary module that unmodified transformers makes of them."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    def make(config):
+        return LlamaRotaryEmbedding(LlamaConfig(**{**llama_shape, **json.loads(json.dumps(config))}))
+
+    return make

@@ -10,7 +10,6 @@ import pytest
 from resonance_jax import rope
 
 LLAMA = {"hidden_size": 4096, "num_attention_heads": 32, "max_position_embeddings": 32_768}
-SHAPE = {"hidden_size": 512, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 32}  # H = 128
 
 
 def lists(pairs, seed=0):
@@ -92,14 +91,7 @@ def laid_out(layout, rope_type, parameters, config):
     }
 
 
-def rotary_module(config):
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    return LlamaRotaryEmbedding(LlamaConfig(**{**SHAPE, **json.loads(json.dumps(config))}))
-
-
-def agree(spec, config, length, rtol=2e-6):
+def agree(rotary_module, spec, config, length, rtol=2e-6):
     """Our table for a length, and that of unmodified transformers after a call of it."""
     import torch
 
@@ -117,15 +109,15 @@ def agree(spec, config, length, rtol=2e-6):
 @pytest.mark.parity
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("seed", range(4))
-def test_every_rope_type(seed, layout):
+def test_every_rope_type(rotary_module, seed, layout):
     """Generated settings of every rope type, in every layout, against LlamaRotaryEmbedding."""
     for rope_type, parameters, keys in drawn(seed):
         config = laid_out(layout, rope_type, parameters, keys)
         spec = rope.from_hf(config)
         longest = keys["max_position_embeddings"]
-        agree(spec, config, 4 * longest if rope_type == "dynamic" else longest)
+        agree(rotary_module, spec, config, 4 * longest if rope_type == "dynamic" else longest)
         if spec.dynamic:
-            agree(spec, config, spec.train_length // 2 + 8)
+            agree(rotary_module, spec, config, spec.train_length // 2 + 8)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -145,7 +137,7 @@ def test_layouts_say_the_same(seed):
 @pytest.mark.parity
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3", "longrope"])
 @pytest.mark.parametrize("inside", [True, False])
-def test_partial_rotation(rope_type, inside):
+def test_partial_rotation(llama_shape, rope_type, inside):
     """partial_rotary_factor, in the RoPE dictionary or at the top, against the function of each type."""
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -162,7 +154,7 @@ def test_partial_rotation(rope_type, inside):
     config = {"head_dim": 128, "max_position_embeddings": 2048, "rope_parameters": rope_parameters}
     config |= {} if inside else partial
     theirs, _ = ROPE_INIT_FUNCTIONS[rope_type](
-        LlamaConfig(**{**SHAPE, **json.loads(json.dumps(config))}), seq_len=8192
+        LlamaConfig(**{**llama_shape, **json.loads(json.dumps(config))}), seq_len=8192
     )
     spec = rope.from_hf(config)
     assert spec.rotary_dim == 32
@@ -170,12 +162,12 @@ def test_partial_rotation(rope_type, inside):
 
 
 @pytest.mark.parity
-def test_partial_rotation_of_plain_rope():
+def test_partial_rotation_of_plain_rope(llama_shape):
     """Phi's class honours the factor (LLaMA's rotates whole heads)."""
     from transformers import PhiConfig
     from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
-    config = {**SHAPE, "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = {**llama_shape, "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     theirs = PhiRotaryEmbedding(PhiConfig(**config)).inv_freq
     np.testing.assert_allclose(rope.frequencies(rope.from_hf(config)).inv_freq64, theirs, rtol=2e-6)
 
@@ -197,11 +189,11 @@ GEMMA = {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("layout", GEMMA)
-def test_a_rope_per_layer_type(layout):
+def test_a_rope_per_layer_type(llama_shape, layout):
     from transformers import Gemma3TextConfig
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
-    config = {**SHAPE, "head_dim": 64, "num_hidden_layers": 6, **GEMMA[layout]}
+    config = {**llama_shape, "head_dim": 64, "num_hidden_layers": 6, **GEMMA[layout]}
     theirs = Gemma3RotaryEmbedding(Gemma3TextConfig(**json.loads(json.dumps(config))))
     for layer_type in ("full_attention", "sliding_attention"):
         freqs = rope.frequencies(rope.from_hf(config, layer_type))
@@ -382,18 +374,18 @@ def test_round_trips(oracle):
 
 
 @pytest.mark.parity
-def test_transformers_reads_what_we_write(oracle, tmp_path):
+def test_transformers_reads_what_we_write(rotary_module, llama_shape, oracle, tmp_path):
     """In memory, and from a config.json that transformers itself wrote again."""
     from transformers import LlamaConfig
 
     for spec in nameable(oracle):
         config = rope.to_hf(spec)
         length = 4096 if spec.dynamic else 600
-        agree(spec, config, length)
-        LlamaConfig(**{**SHAPE, **json.loads(json.dumps(config))}).save_pretrained(tmp_path)
+        agree(rotary_module, spec, config, length)
+        LlamaConfig(**{**llama_shape, **json.loads(json.dumps(config))}).save_pretrained(tmp_path)
         written = json.loads((tmp_path / "config.json").read_text())
         assert rope.same(rope.frequencies(rope.from_hf(written), length), rope.frequencies(spec, length))
-        agree(spec, written, length)
+        agree(rotary_module, spec, written, length)
 
 
 @pytest.mark.parametrize(
@@ -409,55 +401,3 @@ def test_transformers_reads_what_we_write(oracle, tmp_path):
 def test_what_transformers_has_no_name_for(options, what):
     with pytest.raises(ValueError, match=f"no name for {what}; export the table instead: rope.to_longrope"):
         rope.to_hf(rope.RopeSpec(**options))
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(("head_dim", "base"), [(128, 1e4), (80, 5e5), (6, 1e7)])
-def test_any_table_as_longrope(oracle, head_dim, base):
-    """Every method with and without Resonance: transformers recovers the frequencies to 6e-7."""
-    import torch
-
-    for options in oracle.one_of_each(head_dim, base):
-        for resonance in (False, True):
-            spec = rope.RopeSpec(resonance=resonance, **options)
-            freqs = rope.frequencies(spec, 32_768)
-            keys = rope.to_longrope(freqs, base=base, train_length=4096, length=32_768, head_dim=head_dim)
-            module = rotary_module(keys)
-            for last in (2000, 32_767):  # one list: the same within the training length and beyond
-                module(torch.zeros(1), torch.tensor([[last]]))
-                np.testing.assert_allclose(module.inv_freq, freqs.inv_freq64, rtol=6e-7, atol=1e-29)
-            assert module.attention_scaling == float(freqs.attention_factor)
-            restored = rope.frequencies(rope.from_hf(json.loads(json.dumps(keys))))
-            assert rope.same(restored, freqs)
-
-
-@pytest.mark.parity
-def test_longrope_of_pairs_that_never_turn():
-    import torch
-
-    spec = rope.RopeSpec(method="proportional", partial_rotary_factor=0.5, resonance=True)
-    freqs = rope.frequencies(spec)
-    keys = rope.to_longrope(freqs, base=1e4, train_length=512, length=4096)
-    cos, sin = rotary_module({**keys, "head_dim": 128})(torch.zeros(1), torch.tensor([[2**20]]))
-    assert (cos[0, 0, 32:64] == 1).all() and sin[0, 0, 32:64].abs().max() < 1e-20
-    assert rope.same(rope.frequencies(rope.from_hf({**keys, "head_dim": 128})), freqs)
-
-
-def test_longrope_of_part_of_a_head():
-    """The factor that is written gives the rotary size back, for every pair of sizes."""
-    for head_dim in range(2, 130, 2):
-        for rotary in range(2, head_dim + 1, 2):
-            freqs = rope.frequencies(rope.RopeSpec(head_dim=rotary))
-            keys = rope.to_longrope(freqs, base=1e4, train_length=8, length=8, head_dim=head_dim)
-            assert int(head_dim * keys.get("partial_rotary_factor", 1)) == rotary
-    assert rope.from_hf(keys).rotary_dim == 128
-
-
-def test_longrope_refuses():
-    freqs = rope.frequencies(rope.RopeSpec())
-    for wrong in ({"train_length": 9}, {"train_length": 0}, {"base": 1.0}, {"head_dim": 64}):
-        settings = {"base": 1e4, "train_length": 8, "length": 8, **wrong}
-        with pytest.raises(
-            ValueError, match=r"expected 0 < train_length <= length, base > 1 and head_dim >= 128"
-        ):
-            rope.to_longrope(freqs, **settings)
