@@ -53,3 +53,17 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
             count *= mesh.shape[name]
         used.append(names if names and size % count == 0 else None)
     return NamedSharding(mesh, PartitionSpec(*used))
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Inside a trace: x, held to where its logical axes lie on the mesh that the trace's arrays lie on.
+
+    x itself without such a mesh, and inside `jax.shard_map`, where x is one device's part.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    automatic = {
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    }
+    if mesh.size == 1 or not automatic.issuperset(AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape))

@@ -1,15 +1,22 @@
 """Training: one run or many at once, resumable to the last bit."""
 
+from resonance_jax.model.lora import LoraConfig
+from resonance_jax.train.fit import Run, fit
 from resonance_jax.train.loop import Evaluator, Interrupted
 from resonance_jax.train.many import ManyRuns, TrainConfig, fit_many, stack_frequencies
 from resonance_jax.train.optimizer import OptimizerConfig
+from resonance_jax.train.rows import Rows
 
 __all__ = [
     "Evaluator",
     "Interrupted",
+    "LoraConfig",
     "ManyRuns",
     "OptimizerConfig",
+    "Rows",
+    "Run",
     "TrainConfig",
+    "fit",
     "fit_many",
     "stack_frequencies",
 ]

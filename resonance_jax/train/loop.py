@@ -1,7 +1,9 @@
 """The loop around a compiled training program: resume, progress, metrics, checkpoints, interruption."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import signal
 import threading
 import time
@@ -31,9 +33,18 @@ class Evaluator:
     fn: Callable[[Any], dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+    """A first state that is made only when there is no checkpoint. like: it, as ShapeDtypeStructs with
+    shardings; make(): it."""
+
+    like: Any
+    make: Callable[[], Any]
+
+
 def run_loop(
     advance: Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]],
-    state: Any,
+    state: Any | Fresh,
     steps: int,
     run_dir: str | Path,
     meta: dict[str, Any],
@@ -43,26 +54,36 @@ def run_loop(
     tokens_per_step: int = 0,
     evaluators: Iterable[Evaluator] = (),
     progress: Progress | None = None,
+    checkpoint_dir: str | None = None,
+    keep: int = 2,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Drive `state` from where `run_dir` stands to `steps`; returns (state, history).
 
     advance(state, start, count) -> (state, metrics of shape [count, ...]) runs steps start … start+count-1
     and may donate its state. History holds one record a step ({"step", "loss", …}) and one an evaluation
     ({"step", "evaluation": {…}}), as in metrics.jsonl. A run that is killed resumes from its last checkpoint
-    with the same numbers, because advance is a function of (state, step). Raises Interrupted after saving
-    on SIGINT or SIGTERM, FloatingPointError (state saved beside the run) when the loss is not finite.
+    with the same numbers, because advance is a function of (state, step). Of several processes only the
+    first one logs, draws and has what was logged before. checkpoint_dir: default run_dir/checkpoints; may be
+    gs://…; the newest `keep` stay. Raises Interrupted after saving on SIGINT or SIGTERM (to any process),
+    FloatingPointError when the loss is not finite (the last good state is the newest checkpoint).
     """
-    run_dir, evaluators = Path(run_dir), list(evaluators)
+    run_dir, evaluators, first = Path(run_dir), list(evaluators), jax.process_index() == 0
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(run_dir / "checkpoints", meta)
-    start = checkpoints.latest_step() or 0
-    if start:
-        state = checkpoints.restore(state)
-    metrics_path = run_dir / "metrics.jsonl"
-    history = _read_until(metrics_path, start)
-    write_text(metrics_path, "".join(json.dumps(record) + "\n" for record in history))
-    step, saved, began = start, time.monotonic(), time.monotonic()
-    with _signals() as asked_to_stop, open(metrics_path, "a", encoding="utf-8") as log:
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(checkpoint_dir or run_dir / "checkpoints", meta, keep)
+        stack.callback(checkpoints.close)
+        start = checkpoints.latest_step() or 0
+        if start:
+            state = checkpoints.restore(state.like if isinstance(state, Fresh) else state)
+        elif isinstance(state, Fresh):
+            state = state.make()
+        metrics_path = run_dir / "metrics.jsonl"
+        history = _read_until(metrics_path, start) if first else []
+        if first:
+            write_text(metrics_path, "".join(json.dumps(record) + "\n" for record in history))
+        step, saved, began = start, time.monotonic(), time.monotonic()
+        asked_to_stop = stack.enter_context(_signals())
+        log = stack.enter_context(open(metrics_path if first else os.devnull, "a", encoding="utf-8"))
 
         def record(entry: dict[str, Any]) -> None:
             history.append(entry)
@@ -76,8 +97,6 @@ def run_loop(
                 record({"step": step + i + 1, **{name: value[i].tolist() for name, value in metrics.items()}})
             step += count
             if not np.isfinite(metrics["loss"]).all():
-                log.flush()
-                checkpoints.close()
                 raise FloatingPointError(
                     f"the loss is not finite within steps {step - count} to {step}; the last good state is "
                     f"the newest checkpoint in {run_dir}. Lower the learning rate, or look at those batches."
@@ -87,20 +106,28 @@ def run_loop(
                     record({"step": step, "evaluation": evaluator.fn(state)})
             log.flush()
             elapsed = time.monotonic() - began
-            if progress is not None:
+            if progress is not None and first:
                 rate = (step - start) * tokens_per_step / elapsed
                 progress(step, steps, loss=float(metrics["loss"][-1].mean()), tokens_per_second=rate)
-            stop = asked_to_stop.is_set()
-            if stop or step == steps or time.monotonic() - saved > save_seconds:
+            stop, due = _agreed(asked_to_stop.is_set(), time.monotonic() - saved > save_seconds)
+            if stop or step == steps or due:
                 checkpoints.save(step, state)
                 saved = time.monotonic()
             if stop and step < steps:
-                checkpoints.close()
                 raise Interrupted(
                     f"stopped at step {step} of {steps}; run the same again to go on from there."
                 )
-    checkpoints.close()
     return state, history
+
+
+def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
+    """The same for all processes: stop when one was asked to, save when it is time on the first one."""
+    if jax.process_count() == 1:
+        return stop, due
+    from jax.experimental.multihost_utils import process_allgather
+
+    asked = np.asarray(process_allgather(np.asarray([stop, due])))
+    return bool(asked[:, 0].any()), bool(asked[0, 1])
 
 
 def _read_until(path: Path, step: int) -> list[dict[str, Any]]:
