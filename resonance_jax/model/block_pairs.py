@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+SAVED = ("attention_out", "attention_lse")
+"""Names of what the gradient needs beside q, k, v, for jax.checkpoint_policies.save_only_these_names."""
 
 
 class Plan(NamedTuple):
@@ -45,8 +49,9 @@ def block_pairs(
 ) -> Array:
     """Softmax attention [B, T, N, H] -> [B, T, N, H]; arguments as `attention`'s, with a static offset.
 
-    Saves q, k, v, the output and its log-sum-exp for the gradient; nothing is [T, S]. Differentiable once, in
-    reverse mode.
+    Saves q, k, v, the output and its log-sum-exp for the gradient; nothing is [T, S]. The last two are named
+    (SAVED), so that a policy of `jax.checkpoint` can keep them and spare a second forward pass.
+    Differentiable once, in reverse mode.
 
     Args:
         block: positions in a block, about (lengths are padded to equal blocks of a multiple of 16); default
@@ -139,7 +144,7 @@ def _forward(q, k, v, segment_ids, kv_segment_ids, plan):
 
     state = jnp.zeros(q.shape, wide), jnp.full((B, K, T * G), lowest, wide)
     out, lse = _over_pairs(merge, state, plan)
-    out = out.astype(q.dtype)
+    out, lse = (checkpoint_name(x, name) for x, name in zip((out.astype(q.dtype), lse), SAVED, strict=True))
     return out, (q, k, v, segment_ids, kv_segment_ids, out, lse)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from resonance_jax.model.block_pairs import SAVED
 from resonance_jax.model.mesh_axes import automatic_axes
 from resonance_jax.parallel.mesh import RULES
 
@@ -83,7 +84,10 @@ def _splash(q, k, v, segment_ids, causal, window, offset, scale, interpret):
     sizes = dict(block_q=rows, block_kv=columns)
     sizes |= dict(block_q_dq=rows, block_kv_dq=columns, block_q_dkv=rows, block_kv_dkv=columns)
     kernel = kernels.make_splash_mha_single_device(
-        kernels.MultiHeadMask([mask] * N), block_sizes=kernels.BlockSizes(**sizes), interpret=interpret
+        kernels.MultiHeadMask([mask] * N),
+        block_sizes=kernels.BlockSizes(**sizes),
+        residual_checkpoint_name=SAVED[0],
+        interpret=interpret,
     )
     return jax.vmap(kernel)(q, k, v, segments)[:, :, :T, :H].swapaxes(1, 2)
 

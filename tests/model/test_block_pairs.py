@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model.attention import attention
-from resonance_jax.model.block_pairs import Plan, block_pairs, pairs
+from resonance_jax.model.block_pairs import SAVED, Plan, block_pairs, pairs
 from resonance_jax.parallel.mesh import make_mesh
 
 
@@ -135,6 +135,17 @@ def test_it_composes_with_runs_layers_and_recomputation():
 
     got = gradient(lambda *x: block_pairs(*x, block=16))
     assert_close([got], [gradient(lambda *x: attention(*x, kernel="xla"))], 1e-5)
+
+
+def test_a_policy_can_keep_what_the_gradient_needs():
+    """Forward and gradient are two scans each, and recomputation two more, unless the names are kept."""
+    q, k, v, _ = inputs(1, 64, 2, 1, 8)
+    keep = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    scans = []
+    for policy in (None, keep):
+        layer = jax.checkpoint(lambda q: block_pairs(q, k, v, block=16).sum(), policy=policy)
+        scans.append(str(jax.make_jaxpr(jax.grad(layer))(q)).count("scan["))
+    assert scans == [6, 4]
 
 
 def test_batch_and_heads_stay_on_their_devices():

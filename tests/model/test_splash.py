@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model.attention import attention, lowering_for
+from resonance_jax.model.block_pairs import SAVED
 from resonance_jax.model.splash import splash
 from resonance_jax.parallel.mesh import make_mesh
 
@@ -74,6 +75,22 @@ def test_it_lowers_for_a_tpu(H):
         gradient = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=["tpu"])(*given)
     assert forward.mlir_module().count("tpu_custom_call") == 1
     assert gradient.mlir_module().count("tpu_custom_call") == 3
+
+
+def test_a_policy_can_keep_what_the_gradient_needs():
+    """The forward kernel is not run again when its named residuals are kept."""
+    given = [jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)] * 3
+    keep = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    kernels = []
+    for policy in (None, keep):
+        layer = jax.checkpoint(
+            lambda *x: attention(*x, kernel="splash").astype(jnp.float32).sum(), policy=policy
+        )
+        with lowering_for("tpu"):
+            step = jax.jit(jax.value_and_grad(layer, (0, 1, 2)))
+            exported = jax.export.export(step, platforms=["tpu"])(*given)
+        kernels.append(exported.mlir_module().count("tpu_custom_call"))
+    assert kernels == [4, 3]
 
 
 def test_block_pairs_lower_for_a_tpu_and_a_gpu_too():
