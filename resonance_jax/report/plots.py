@@ -115,16 +115,80 @@ def _log_scale(axis) -> None:
 
 
 def _mark_training_length(axis, train_length: int | None) -> None:
-    if train_length is None:
-        return
-    axis.axvline(train_length, color="#555555", linewidth=1, linestyle=":")
-    axis.annotate(
-        "training length",
-        (train_length, 0.99),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-        color="#555555",
-    )
+    if train_length is not None:
+        _mark(axis, "training length", x=train_length)
+
+
+def _mark(axis, text: str, x: float | None = None, y: float | None = None) -> None:
+    """A dotted line at x or at y, with its name."""
+    line = {"color": "#555555", "linewidth": 1, "linestyle": ":"}
+    name = {"textcoords": "offset points", "fontsize": 8, "color": "#555555"}
+    if x is not None:
+        axis.axvline(x, **line)
+        axis.annotate(text, (x, 0.99), xycoords=("data", "axes fraction"), xytext=(4, 0), va="top", **name)
+    else:
+        axis.axhline(y, **line)
+        axis.annotate(text, (0.99, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right", **name)
+
+
+def _band(axis, x, values: np.ndarray, label: str) -> None:
+    """The mean over seeds (axis 0) as a line, one standard deviation either side as a band."""
+    mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+    axis.plot(x, mean, label=label, **style(label))
+    axis.fill_between(x, mean - deviation, mean + deviation, color=style(label)["color"], alpha=0.12, lw=0)
+
+
+def _by_task(panels: Mapping[str, Mapping[str, np.ndarray]], title: str):
+    """A panel a task, under a common title: (figure, axes)."""
+    figure, axes = new_figure(len(panels), width=4.6, height=4.4)
+    for axis, task in zip(axes, panels, strict=True):
+        axis.set_title(task.replace("_", "-"), fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def accuracy_by_position_plot(
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    path: str | Path,
+    first: int,
+    train_length: int,
+    ceilings: Mapping[str, tuple[float, float]],
+    title: str = "",
+    smooth: int = 4,
+) -> None:
+    """PosGen accuracy at each token, a panel a task, a line an encoding with its spread over seeds.
+
+    panels: task -> label -> shares f64[seeds, tokens], the first of them at token `first`. ceilings: task ->
+    (ID, OOD) accuracy of the two-token shortcut. smooth: tokens averaged into one point. Writes a PNG.
+    """
+    figure, axes = _by_task(panels, title)
+    for axis, (task, lines) in zip(axes, panels.items(), strict=True):
+        for label, values in lines.items():
+            points = values.shape[1] // smooth
+            means = values[:, : points * smooth].reshape(len(values), points, smooth).mean(axis=2)
+            _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label)
+        _mark_training_length(axis, train_length)
+        _mark(axis, "ceiling of the two-token shortcut", y=100 * ceilings[task][1])
+        axis.set_xlabel(f"token of the sequence, {smooth} to a point")
+        axis.set_ylim(0, 108)
+    axes[0].set_ylabel("accuracy (%), mean ± standard deviation over seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
+
+
+def validation_loss_plot(
+    panels: Mapping[str, Mapping[str, np.ndarray]], path: str | Path, epochs: np.ndarray, title: str = ""
+) -> None:
+    """Validation loss against epochs (the Resonance paper's Figure 3), a panel a task, bands over seeds.
+
+    panels: task -> label -> nats a token f64[seeds, evaluations]; epochs f64[evaluations]. Writes a PNG.
+    """
+    figure, axes = _by_task(panels, title)
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        for label, values in lines.items():
+            _band(axis, epochs, values, label)
+        axis.set_xlabel("epoch")
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("validation loss (nats a token), mean ± standard deviation")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)

@@ -1,0 +1,88 @@
+"""The table that a PosGen run is trained with, and those that it is evaluated under, by protocol.
+
+    release     as the published code: trained unscaled (RoPE, or RoPE with integer wavelengths); the method's
+                table is swapped in for evaluation, at every position. s = 257/65, YaRN's beta 2 and 1, and
+                the L of its bounds is length + 1 = 257.
+    corrected   the same swap with the lengths as they are: L = 64, s = 256/64, beta 2 and 1.
+    paper       the method's own table in training and in evaluation, L = 64, s = 4; the paper names no beta:
+                YaRN's usual 32 and 1.
+
+A dynamic method's table is that of the length at hand: the training length, then the longer one. Encodings
+that train with the same table share their trainings: train once, evaluate under each table.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+
+from resonance_jax import rope
+
+PROTOCOLS = ("release", "paper", "corrected")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+    """What a row of the table is: the spec as evaluated, and its two tables."""
+
+    spec: rope.RopeSpec
+    train: rope.Frequencies
+    evaluation: rope.Frequencies
+
+    @property
+    def title(self) -> str:
+        return self.spec.title
+
+
+def encoding(
+    name: str, protocol: str, train_length: int = 64, length: int = 256, head_dim: int = 64, **options
+) -> Encoding:
+    """The encoding of a name such as "rope", "yarn", "resonance-yarn" or "resonance-dynamic-ntk".
+
+    options: settings of rope.RopeSpec for the methods that take them (beta_fast, beta_slow, long_factor, …);
+    None is the protocol's own. Raises ValueError for an unknown name or protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown PosGen protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}.")
+    plain = name.lower().replace("-", "_")
+    resonance = plain.split("_")[0] == "resonance"
+    method = plain.removeprefix("resonance").removeprefix("_")
+    method = "default" if method in ("", "rope", "none") else method
+    if method not in rope.METHODS:
+        known = ", ".join(["rope", *(m.replace("_", "-") for m in rope.METHODS if m != "default")])
+        raise ValueError(f"unknown encoding {name!r}; expected one of {known}, or resonance-<one of them>.")
+    stated, seen = (length + 1, train_length + 1) if protocol == "release" else (length, train_length)
+    settings = {
+        "scale": stated / seen,
+        "train_length": stated if protocol == "release" else train_length,
+        "beta_fast": 32.0 if protocol == "paper" else 2.0,
+        "beta_slow": 1.0,
+        "short_factor": (1.0,) * (head_dim // 2),
+        **{key: value for key, value in options.items() if value is not None},
+    }
+    takes = _takes(method)
+    chosen = {key: value for key, value in settings.items() if key in takes}
+    spec = rope.RopeSpec(method, head_dim=head_dim, resonance=resonance, **chosen)
+    if protocol == "paper":
+        train = rope.frequencies(spec, length=train_length)
+    else:
+        train = rope.frequencies(rope.RopeSpec(head_dim=head_dim, resonance=resonance))
+    return Encoding(spec, train, rope.frequencies(spec, length=stated))
+
+
+def _takes(method: str) -> set[str]:
+    """The settings of a rule: its parameters, and YaRN's where it passes them on."""
+    names = set(inspect.signature(rope.METHODS[method]).parameters)
+    return names | _takes("yarn") - {"scale"} if "options" in names else names
+
+
+def training_groups(encodings: Sequence[Encoding]) -> list[list[int]]:
+    """Numbers of the encodings that one training serves: those with the same train table, in order."""
+    groups: list[list[int]] = []
+    for i, one in enumerate(encodings):
+        for group in groups:
+            if rope.same(encodings[group[0]].train, one.train):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups

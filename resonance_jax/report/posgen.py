@@ -1,0 +1,139 @@
+"""The paper's Table 1 beside ours: OOD accuracy on PosGen, mean and standard deviation over seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resonance_jax.report.tables import Rows, markdown
+
+PAPER = {
+    "RoPE": {"recursive": 65.29, "cot": 69.56, "semi_recursive": 17.96},
+    "Resonance RoPE": {"recursive": 62.64, "cot": 75.25, "semi_recursive": 29.78},
+    "YaRN": {"recursive": 95.93, "cot": 98.71, "semi_recursive": 33.70},
+    "Resonance YaRN": {"recursive": 98.30, "cot": 99.58, "semi_recursive": 48.46},
+}
+"""Resonance RoPE, Table 1: OOD accuracy in %, mean of five runs (it prints their variance beside it)."""
+
+RULES = {
+    "best": "first evaluation at the maximum of ID accuracy (the release's rule)",
+    "last": "last epoch",
+}
+
+Results = Mapping[str, Mapping[str, Any]]
+"""task -> {"curves": {encoding: [one evaluate.posgen.curve a seed]}, "ceiling": {"id", "ood"}}."""
+
+
+def percent(curves: Sequence[Mapping[str, Any]], figure: str, rule: str) -> np.ndarray:
+    """f64[seeds]: a figure such as "test_ood" at the evaluation that the rule picks, in %."""
+    return 100 * np.asarray([c[figure][c["best"] if rule == "best" else -1] for c in curves])
+
+
+def spread(values: np.ndarray) -> float | None:
+    """The standard deviation over seeds (n - 1), None for a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def rows(results: Results) -> list[dict[str, Any]]:
+    """One row a (rule, task, encoding), every figure in %."""
+    table = []
+    for rule in RULES:
+        for task, result in results.items():
+            for title, curves in result["curves"].items():
+                ood, id = percent(curves, "test_ood", rule), percent(curves, "test_id", rule)
+                paper = PAPER.get(title, {}).get(task)
+                table.append(
+                    {
+                        "rule": rule,
+                        "task": task,
+                        "encoding": title,
+                        "seeds": len(curves),
+                        "ood_mean": float(ood.mean()),
+                        "ood_std": spread(ood),
+                        "id_mean": float(id.mean()),
+                        "id_std": spread(id),
+                        "paper_ood": paper,
+                        "difference": None if paper is None else float(ood.mean()) - paper,
+                        "ceiling_ood": 100 * result["ceiling"]["ood"],
+                        "ceiling_id": 100 * result["ceiling"]["id"],
+                    }
+                )
+    return table
+
+
+def differences(results: Results, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Encoding a minus encoding b in points of OOD accuracy, paired by seed, with a 95 % t interval.
+
+    The runs of one seed share their first weights and the order of their data. A pair that is not there, or
+    has fewer than two seeds, is left out.
+    """
+    from scipy.stats import t
+
+    table = []
+    for rule in RULES:
+        for task, result in results.items():
+            for a, b in pairs:
+                both = [result["curves"].get(title, []) for title in (a, b)]
+                n = len(both[0])
+                if n < 2 or len(both[1]) != n:
+                    continue
+                gap = percent(both[0], "test_ood", rule) - percent(both[1], "test_ood", rule)
+                half = float(t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5)
+                mean = float(gap.mean())
+                verdict = "inside the spread" if abs(mean) <= half else "better" if mean > 0 else "worse"
+                table.append(
+                    {
+                        "rule": rule,
+                        "task": task,
+                        "encoding": a,
+                        "minus": b,
+                        "points": mean,
+                        "low": mean - half,
+                        "high": mean + half,
+                        "verdict": verdict,
+                        "paper": _paper_gap(a, b, task),
+                    }
+                )
+    return table
+
+
+def _paper_gap(a: str, b: str, task: str) -> float | None:
+    known = a in PAPER and b in PAPER
+    return PAPER[a][task] - PAPER[b][task] if known else None
+
+
+def wide(table: Sequence[Mapping[str, Any]], rule: str, part: str = "ood") -> Rows:
+    """Rows as the paper prints them: an encoding a row, its tasks side by side; last, the ceiling."""
+    by_encoding: dict[str, dict[str, Any]] = {}
+    ceiling: dict[str, Any] = {"encoding": "ceiling of the shortcut"}
+    for row in (row for row in table if row["rule"] == rule):
+        deviation, paper = row[f"{part}_std"], row["paper_ood"] if part == "ood" else None
+        cell = f"{row[f'{part}_mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+        if paper is not None:
+            cell += f" (paper {paper:.2f}, {row['difference']:+.1f})"
+        by_encoding.setdefault(row["encoding"], {"encoding": row["encoding"]})[row["task"]] = cell
+        ceiling[row["task"]] = f"{row[f'ceiling_{part}']:.2f}"
+    return [*by_encoding.values(), ceiling]
+
+
+def report(table: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, Any]], heading: str) -> str:
+    """table1.md: OOD under both rules, ID, and the paired differences."""
+    parts = [heading]
+    for rule, meaning in RULES.items():
+        parts += [f"## OOD accuracy (%), {meaning}", markdown(wide(table, rule))]
+    parts += [f"## ID accuracy (%), {RULES['best']}", markdown(wide(table, "best", "id"))]
+    if gaps:
+        shown = [
+            {
+                "rule": g["rule"],
+                "task": g["task"],
+                "difference": f"{g['encoding']} minus {g['minus']}",
+                "points": f"{g['points']:+.1f}",
+                "95 % interval": f"{g['low']:+.1f} … {g['high']:+.1f}",
+                "verdict": g["verdict"],
+                "paper": "" if g["paper"] is None else f"{g['paper']:+.1f}",
+            }
+            for g in gaps
+        ]
+        parts += ["## Paired differences over seeds, points of OOD accuracy", markdown(shown)]
+    return "\n".join(f"{part.rstrip()}\n" for part in parts)
