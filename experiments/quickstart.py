@@ -177,7 +177,13 @@ def write_results(folder: Path, config: Config, rows, results, provenance) -> No
     pairs = [(f"Resonance {label}", label) for label in plain] + [(f"Resonance YaRN{SWAPPED}", "YaRN")]
     at = lambda label: results[label][config.length]
     differences = [report.difference(a, at(a), b, at(b)) for a, b in pairs]
-    result = {"rows": figures, "differences": differences, "corpus": provenance, "note": note()}
+    result = {
+        "rows": figures,
+        "differences": differences,
+        "corpus": provenance,
+        "note": note(),
+        "machine": report.machine(),
+    }
     title = f"Trained at {config.train_length} bytes, extended to {config.length} (held-out text)"
     report.perplexity_plot(results, folder / "perplexity.png", config.train_length, title, unit="byte")
     write_text(folder / "perplexity.csv", report.csv_text(figures))
@@ -215,6 +221,10 @@ def report_text(result: dict, config: Config) -> str:
             f"{windows['documents']} held-out documents, the same at every length. Text: {text['name']}"
             + (f" of Python {text['python']}" if "python" in text else "")
             + f" (SHA-1 {text['fingerprint'][:12]}). Intervals: bootstrap over documents.",
+            "",
+            "Made by `python -m experiments.quickstart` on "
+            + ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+            + ".",
             "",
             report.markdown(table(result, config)),
             f"## Resonance minus its base, nats a byte at {config.length}",

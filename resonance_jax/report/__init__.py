@@ -1,5 +1,6 @@
 """Tables, plots and progress: people look before they read."""
 
+from resonance_jax.report.machine import machine
 from resonance_jax.report.perplexity import difference, doubling, figures, table
 from resonance_jax.report.plots import perplexity_panels, perplexity_plot
 from resonance_jax.report.progress import Progress, training_progress
@@ -11,6 +12,7 @@ __all__ = [
     "difference",
     "doubling",
     "figures",
+    "machine",
     "markdown",
     "perplexity_panels",
     "perplexity_plot",

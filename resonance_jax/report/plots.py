@@ -81,7 +81,8 @@ def perplexity_plot(
     for axis in (left, right):
         _log_scale(axis)
         _mark_training_length(axis, train_length)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    _mark_lengths(left, results.values())
+    _legend(figure, left)
     if title:
         figure.suptitle(title, fontsize=11)
     save(figure, path)
@@ -103,9 +104,23 @@ def perplexity_panels(
         axis.set_ylabel("perplexity per token")
         _log_scale(axis)
         _mark_training_length(axis, train_length)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        _mark_lengths(axis, by_label.values())
+    _legend(figure, axes[0])
     save(figure, path)
+
+
+def _mark_lengths(axis, results) -> None:
+    """Ticks at the lengths that were measured, thinned out to at most nine."""
+    lengths = sorted({length for by_length in results for length in by_length})
+    step = -(-len(lengths) // 9)
+    axis.set_xticks(lengths[::-1][::step], [f"{length:,}" for length in lengths[::-1][::step]])
+
+
+def _legend(figure, axis) -> None:
+    """One legend below all panels; lines long enough to tell dashes from markers."""
+    handles, labels = axis.get_legend_handles_labels()
+    style = {"fontsize": 8, "frameon": False, "handlelength": 3.6}
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, **style)
 
 
 def _log_scale(axis) -> None:

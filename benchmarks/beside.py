@@ -1,0 +1,67 @@
+"""How the benchmarks take their figures: interleaved repeats in one process, ratios round by round.
+
+Not a benchmark itself; the scripts beside it import it.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+THREADS = 2
+MIB = 2**20
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def interleaved(contestants, repeats):
+    """Seconds of each contestant, repeat by repeat in turn, after one run to warm up: {name: [seconds]}."""
+    for run in contestants.values():
+        run()
+    seconds = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            time.sleep(0.05)  # PyTorch's threads spin a while after their work, and would slow the next one
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds, name, opponent):
+    """Median over the rounds of one contestant's time relative to another's in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[opponent], strict=True))
+
+
+def medians(seconds):
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine():
+    """Where, from which commit and with what this ran."""
+    import jax
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    installed = {}
+    for name in ("jax", "jaxlib", "numpy", "torch", "transformers"):
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            installed[name] = None
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "device": jax.devices()[0].device_kind,
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": THREADS,
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": installed,
+    }

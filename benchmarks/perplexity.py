@@ -1,0 +1,182 @@
+"""Perplexity sweeps beside a loop over lengths, and beside transformers with PyTorch; one long document.
+
+    .venv/bin/python benchmarks/perplexity.py
+
+1. A `prefix` sweep at 512, 1,024 … 8,192 (16 lengths) with a small model: one forward against a loop over
+   the lengths with the same model. Target: 5.5 times faster, values equal to 1e-5.
+2. `llama-50m` with random weights, the same weights in transformers (SDPA, two threads): one forward with its
+   NLL at 2,048 tokens (target: at least as fast), and the 16-length sweep against transformers' loop
+   (target: 5 times faster). NLL equal to 1e-4 before anything is timed.
+3. NLL of one document of 32,768 tokens, and a training step at 8,192, in fresh processes: wall time and the
+   peak of anonymous memory. Target: under 4 GB each.
+
+Writes results/perplexity_cpu.json; exits with 1 when a target is missed. About eight minutes on two cores.
+"""
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from beside import RESULTS, THREADS, interleaved, machine, medians, ratio
+
+from resonance_jax import evaluate, interop, model, rope
+from resonance_jax.files import write_json
+
+LENGTHS = list(range(512, 8192 + 1, 512))
+FIFTY = model.PRESETS["llama-50m"]
+
+
+def loop_over_lengths(lm, tokens, freqs):
+    return [float(jnp.mean(evaluate.token_nll(lm, tokens[None, :n], freqs))) for n in LENGTHS]
+
+
+def one_forward(lm, tokens, freqs):
+    nll = np.asarray(evaluate.token_nll(lm, tokens[None, : LENGTHS[-1]], freqs), np.float64)[0]
+    return [float(nll[: n - 1].mean()) for n in LENGTHS]
+
+
+def sweep_beside_a_loop(repeats=3):
+    """The sweep's single forward against our own loop, compile time apart."""
+    lm = model.Decoder(model.PRESETS["quickstart"], jax.random.key(0))
+    freqs = rope.frequencies(rope.RopeSpec("yarn", head_dim=64, scale=16.0, train_length=512, resonance=True))
+    tokens = np.random.default_rng(0).integers(0, 258, LENGTHS[-1])
+    both = {"one forward": one_forward, "loop": loop_over_lengths}
+    values = [run(lm, tokens, freqs) for run in both.values()]
+    difference = float(np.abs(np.subtract(*values)).max())
+    assert difference < 1e-5, difference
+    seconds = interleaved({n: lambda run=run: run(lm, tokens, freqs) for n, run in both.items()}, repeats)
+    return {
+        "seconds": medians(seconds),
+        "times_faster": ratio(seconds, "loop", "one forward"),
+        "difference": difference,
+    }
+
+
+def beside_transformers(repeats=5):
+    """The same 50M-parameter weights in transformers: a forward with NLL, then the sweep."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(THREADS)
+    lm = model.Decoder(FIFTY, jax.random.key(0))
+    spec = rope.RopeSpec("yarn", head_dim=FIFTY.head_dim, scale=4.0, train_length=2048)
+    freqs = rope.frequencies(spec)
+    with tempfile.TemporaryDirectory() as folder:
+        interop.save_hf(lm, Path(folder) / "m", rope=spec)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "m", dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+
+    @torch.no_grad()
+    def opponent(ids):
+        ids = torch.as_tensor(ids[None], dtype=torch.long)
+        logits = theirs(ids, use_cache=False).logits[0, :-1]
+        return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+
+    tokens = np.random.default_rng(0).integers(0, FIFTY.vocab_size, LENGTHS[-1])
+    ours = lambda n: np.asarray(evaluate.token_nll(lm, tokens[None, :n], freqs))[0]
+    difference = float(np.abs(ours(2048) - opponent(tokens[:2048]).numpy()).max())
+    assert difference < 1e-4, difference
+    seconds = interleaved({"ours": lambda: ours(2048), "torch": lambda: opponent(tokens[:2048])}, repeats)
+    swept = interleaved(
+        {
+            "ours": lambda: one_forward(lm, tokens, freqs),
+            "torch": lambda: [float(opponent(tokens[:n]).mean()) for n in LENGTHS],
+        },
+        1,
+    )
+    return {
+        "forward_2048": {"seconds": medians(seconds), "ratio_to_torch": ratio(seconds, "ours", "torch")},
+        "sweep_16_lengths": {"seconds": medians(swept), "times_faster": ratio(swept, "torch", "ours")},
+        "nll_difference": difference,
+    }
+
+
+def anonymous_gb() -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 1e6
+
+
+def alone(what: str) -> dict:
+    """Run `what` in a fresh process (this file with its name) and read what it reports."""
+    out = subprocess.run([sys.executable, __file__, what], check=True, capture_output=True, text=True).stdout
+    kind, seconds, peak = out.split()[-3:]
+    return {"what": kind, "seconds": float(seconds), "peak_anonymous_gb": float(peak)}
+
+
+def long_document() -> None:
+    """One forward with NLL over 32,768 tokens."""
+    lm = model.Decoder(FIFTY, jax.random.key(0))
+    freqs = rope.frequencies(rope.RopeSpec("yarn", head_dim=64, scale=8.0, train_length=4096, resonance=True))
+    tokens = np.random.default_rng(0).integers(0, FIFTY.vocab_size, (1, 32_768))
+    jax.block_until_ready(evaluate.token_nll(lm, tokens, freqs))
+
+
+def training_step() -> None:
+    """One optimizer step at 8,192 tokens, every layer recomputed."""
+    from resonance_jax.train.optimizer import OptimizerConfig, make_optimizer
+    from resonance_jax.train.state import new_state
+    from resonance_jax.train.step import train_step
+
+    config = FIFTY.replace(remat="full")
+    tx = make_optimizer(OptimizerConfig(), 10)
+    state = new_state(model.Decoder(config, jax.random.key(0)).params, tx, jax.random.key(0))
+    freqs = rope.frequencies(rope.RopeSpec("yarn", head_dim=64, scale=8.0, train_length=4096, resonance=True))
+    tokens = np.random.default_rng(0).integers(0, FIFTY.vocab_size, (1, 8192)).astype(np.int32)
+    step = jax.jit(lambda state, batch: train_step(config, tx, state, batch, freqs), donate_argnums=0)
+    jax.block_until_ready(step(state, {"tokens": tokens}))
+
+
+ALONE = {"nll-32768": long_document, "train-step-8192": training_step}
+
+
+def report_alone(what: str) -> None:
+    peak, done = [0.0], threading.Event()
+
+    def watch():
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], anonymous_gb())
+
+    threading.Thread(target=watch, daemon=True).start()
+    start = time.perf_counter()
+    ALONE[what]()
+    seconds = time.perf_counter() - start
+    done.set()
+    print(what, f"{seconds:.1f}", f"{peak[0]:.2f}")
+
+
+def main() -> int:
+    if len(sys.argv) > 1:
+        report_alone(sys.argv[1])
+        return 0
+    result = {**machine(), "prefix_sweep": sweep_beside_a_loop(), "transformers": beside_transformers()}
+    result["fresh_process"] = [alone(what) for what in ALONE]
+    write_json(RESULTS / "perplexity_cpu.json", result)
+    sweep, theirs = result["prefix_sweep"], result["transformers"]
+    forward, swept = theirs["forward_2048"]["ratio_to_torch"], theirs["sweep_16_lengths"]["times_faster"]
+    print(f"one forward for 16 lengths: {sweep['times_faster']:.1f} times faster than a loop")
+    print(f"a forward of 2,048 tokens: {forward:.2f} times PyTorch's time")
+    print(f"the 16-length sweep: {swept:.1f} times faster than PyTorch's loop")
+    for row in result["fresh_process"]:
+        figures = f"{row['seconds']:.0f} s with compilation, {row['peak_anonymous_gb']:.2f} GB at the peak"
+        print(f"{row['what']}: {figures}")
+    targets = {
+        "5.5 times a loop": sweep["times_faster"] >= 5.5,
+        "as fast as PyTorch": forward <= 1,
+        "5 times PyTorch's sweep": swept >= 5,
+        "under 4 GB": all(row["peak_anonymous_gb"] < 4 for row in result["fresh_process"]),
+    }
+    missed = [name for name, met in targets.items() if not met]
+    if missed:
+        print("missed: " + "; ".join(missed))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

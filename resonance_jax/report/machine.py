@@ -1,0 +1,26 @@
+"""Where a result was made: a figure without its machine is no figure."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Device, cores, versions and, in a checkout, the commit."""
+    import jax
+
+    root = Path(__file__).resolve().parents[2]
+    commit = ""
+    if shutil.which("git"):
+        asked = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+    }
