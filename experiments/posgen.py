@@ -341,22 +341,22 @@ def write_results(folder: Path, config: Config, results: dict) -> None:
     write_json(folder / "table1.json", {"rows": table, "differences": gaps, "tasks": figures})
 
 
-def heading(config: Config, results: dict) -> str:
+def heading(c: Config, results: dict) -> str:
     first = next(iter(results.values()))
-    seconds = sum(result["wall_seconds"] for result in results.values())
+    minutes = sum(result["wall_seconds"] for result in results.values()) / 60
     steps = sum(result["trainings"] * result["steps"] for result in results.values())
     return "\n".join(
         [
-            f"# PosGen, protocol `{config.protocol}`",
+            f"# PosGen, protocol `{c.protocol}`",
             "",
-            f"{config.model}-like decoder, width {config.d_model}, {config.n_layers} layers, {config.n_heads} "
-            f"heads of {config.head_dim}; {config.epochs} epochs of {config.train_rows:,} sequences of "
-            f"{config.train_length} tokens, batch {config.batch_size}, peak learning rate {config.lr:g} "
-            f"({config.schedule}); hash `{config.hash}`; evaluated on {config.test_rows:,} sequences of "
-            f"{config.length}. Seeds {', '.join(map(str, config.seeds))}: mean ± standard deviation over them. "
-            "The paper's figures are of T5-small's size and its own protocol.",
+            f"{c.model}-like decoder, width {c.d_model}, {c.n_layers} layers, {c.n_heads} heads of "
+            f"{c.head_dim}, dropout {c.dropout:g}; {c.epochs} epochs of {c.train_rows:,} sequences of "
+            f"{c.train_length} tokens, batch {c.batch_size}, peak learning rate {c.lr:g} ({c.schedule}); "
+            f"hash `{c.hash}`; evaluated on {c.test_rows:,} sequences of {c.length}. Seeds "
+            f"{', '.join(map(str, c.seeds))}: mean ± standard deviation over them. The paper's figures are "
+            "of T5-small's size and its own protocol.",
             "",
-            f"{first['device']}, {first['precision']}: {steps:,} run-steps in {seconds / 60:.1f} minutes, "
+            f"{first['device']}, {first['precision']}: {steps:,} run-steps in {minutes:.1f} minutes, "
             f"{first['run_steps_per_second']:,.1f} run-steps/s while training.",
         ]
     )

@@ -92,8 +92,12 @@ def score_runs(
 
     params: the params pytree with axis 0 = run, sharded over a mesh axis "runs" (or on one device). tokens
     i32[rows, 1 + length], [EOS] first. freqs: E tables. block: rows at a time, which bounds the memory.
-    Returns the counts of right rows i64[E, length - order] and the loss f32[E, rows] in nats a token.
+    Returns the counts of right rows i64[E, length - order] and the loss f32[E, rows] in nats a token. Raises
+    ValueError when the tables' rotary sizes differ.
     """
+    sizes = sorted({2 * len(table.wavelength) for table in freqs})
+    if len(sizes) > 1:
+        raise ValueError(f"runs of one program need encodings of one rotary size, got {sizes}.")
     sharding = jax.tree.leaves(params)[0].sharding
     mesh = (
         sharding.mesh if isinstance(sharding, NamedSharding) else Mesh(list(sharding.device_set), ("runs",))

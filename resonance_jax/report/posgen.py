@@ -67,7 +67,7 @@ def differences(results: Results, pairs: Sequence[tuple[str, str]]) -> list[dict
     The runs of one seed share their first weights and the order of their data. A pair that is not there, or
     has fewer than two seeds, is left out.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     table = []
     for rule in RULES:
@@ -78,7 +78,7 @@ def differences(results: Results, pairs: Sequence[tuple[str, str]]) -> list[dict
                 if n < 2 or len(both[1]) != n:
                     continue
                 gap = percent(both[0], "test_ood", rule) - percent(both[1], "test_ood", rule)
-                half = float(t.ppf(0.975, n - 1) * gap.std(ddof=1) / n**0.5)
+                half = float(stdtrit(n - 1, 0.975) * gap.std(ddof=1) / n**0.5)
                 mean = float(gap.mean())
                 verdict = "inside the spread" if abs(mean) <= half else "better" if mean > 0 else "worse"
                 table.append(
