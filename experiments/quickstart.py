@@ -81,7 +81,7 @@ def _run(config: Config, folder: Path) -> None:
                 train.TrainConfig(
                     steps,
                     train.OptimizerConfig(lr=lr, weight_decay=0.1, schedule="cosine", warmup=0.05, clip=1.0),
-                    micro=max(1, 512 // length),  # what stays in a core's cache
+                    micro=min(rows, max(1, 512 // length)),  # what stays in a core's cache
                 ),
                 folder / name.replace(" ", "-"),
                 params=params,
