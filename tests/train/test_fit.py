@@ -1,0 +1,158 @@
+"""One run on any mesh is one device's run; its state is cut; it stops, resumes and refuses as promised."""
+
+import itertools
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resonance_jax import model, rope, train
+from resonance_jax.model.attention import lowering_for
+from resonance_jax.parallel.mesh import AXES, make_mesh
+from resonance_jax.train.fit import Program, place_batch, reader
+from resonance_jax.train.flops import mfu, per_token
+from tests.train.small import batches
+
+CONFIG = model.PRESETS["tiny"].replace(
+    vocab_size=32,
+    d_model=32,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    tie_embeddings=False,
+    kernel="block_pairs",
+)
+FREQS = rope.frequencies(rope.RopeSpec("yarn", head_dim=8, scale=4.0, train_length=16, resonance=True))
+OPTIMIZER = train.OptimizerConfig(lr=2e-2, weight_decay=0.1, warmup=0.2)
+STEPS, ROWS, LENGTH = 10, 8, 64
+
+
+def data(step):
+    return batches(step, ROWS, LENGTH)
+
+
+def training(**changes):
+    return train.TrainConfig(**{"steps": STEPS, "optimizer": OPTIMIZER, "steps_per_call": 1} | changes)
+
+
+def decoder(mesh=None, **changes):
+    return model.Decoder(CONFIG.replace(**changes), jax.random.key(0), mesh=mesh)
+
+
+def losses(history):
+    return np.asarray([record["loss"] for record in history])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    run = train.fit(decoder(), data, FREQS, training(), tmp_path_factory.mktemp("alone"))
+    assert losses(run.history)[-1] < losses(run.history)[0] - 0.1  # it learns, or nothing is compared
+    return run
+
+
+SOME = [
+    ({"data": 2, "fsdp": 2, "sequence": 2}, {"micro": 4}, {"remat": "dots"}),
+    ({"fsdp": 2, "tensor": 2, "sequence": 2}, {}, {"remat": "full"}),
+]
+ALL = [dict(zip(AXES, sizes, strict=True)) for sizes in itertools.product((1, 2, 4, 8), repeat=4)]
+ALL = [(sizes, {}, {}) for sizes in ALL if np.prod(list(sizes.values())) == 8]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings", "changes"),
+    [*SOME, *(pytest.param(*case, marks=pytest.mark.full) for case in ALL)],
+    ids=lambda value: "-".join(f"{k}{v}" for k, v in value.items()),
+)
+def test_a_mesh_computes_what_one_device_does(alone, tmp_path, sizes, settings, changes):
+    run = train.fit(decoder(make_mesh(**sizes), **changes), data, FREQS, training(**settings), tmp_path)
+    np.testing.assert_allclose(losses(run.history), losses(alone.history), rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), run.lm.params, alone.lm.params)
+
+
+def test_in_float64_to_ten_digits(x64, tmp_path):
+    mesh = make_mesh(data=2, tensor=2, sequence=2)
+    runs = [
+        train.fit(decoder(mesh, dtype="float64"), data, FREQS, training(), tmp_path / str(mesh is None))
+        for mesh in (None, mesh)
+    ]
+    np.testing.assert_allclose(*(losses(run.history) for run in runs), rtol=1e-10)
+    assert runs[1].lm.params["embed"].dtype == jnp.float64
+
+
+def test_parameters_and_moments_are_cut_alike():
+    """Bytes a device: a jitted tx.init alone would leave whole moments on every device."""
+    mesh = make_mesh(fsdp=4, tensor=2)
+    program = Program(CONFIG, training(), mesh)
+    lm = decoder(mesh)
+    state = program.first_state(program.place(lm.params, 0)[0], 0)
+    batch = place_batch(lambda start, stop: reader(data)(0, start, stop), ROWS, mesh)
+    after, _ = program.step(state, {}, batch, FREQS)
+    norms = 2 * CONFIG.n_layers + 1
+    cut = lm.count_parameters() - norms * CONFIG.d_model
+    expected = 4 * (cut // 8 + norms * CONFIG.d_model)
+    moments = after.opt_state[0]
+    for tree in (after.params, moments.mu, moments.nu):
+        assert sum(x.addressable_shards[3].data.nbytes for x in jax.tree.leaves(tree)) == expected
+    assert jax.tree.leaves(lm.params)[0].is_deleted() is False
+
+
+def test_bfloat16_computes_and_float32_remembers(alone, tmp_path):
+    run = train.fit(decoder(dtype="bfloat16"), data, FREQS, training(steps=3), tmp_path)
+    np.testing.assert_allclose(losses(run.history), losses(alone.history)[:3], rtol=1e-2)
+    assert {x.dtype.name for x in jax.tree.leaves(run.lm.params)} == {"float32"}
+    program = Program(CONFIG.replace(dtype="bfloat16"), training())
+    kinds = {x.dtype.name for x in jax.tree.leaves(program.like.opt_state)}
+    assert kinds == {"float32", "int32"}
+
+
+def test_a_stopped_run_goes_on_upon_another_mesh(alone, tmp_path):
+    def stop(done, total, **figures):
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    start = decoder(make_mesh(fsdp=8))
+    with pytest.raises(train.Interrupted, match="stopped at step 4 of 10"):
+        train.fit(start, data, FREQS, training(), tmp_path, progress=stop)
+    run = train.fit(decoder(make_mesh(data=4, tensor=2)), data, FREQS, training(), tmp_path)
+    np.testing.assert_allclose(losses(run.history), losses(alone.history), rtol=1e-5)
+    assert len(run.history) == STEPS and run.history[0]["tokens_per_second"] > 0
+
+
+def test_a_loss_that_is_not_finite_keeps_its_batch(tmp_path):
+    wild = training(optimizer=train.OptimizerConfig(lr=1e30, schedule="constant", warmup=0))
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is not finite; its batch is in"):
+        train.fit(decoder(), data, FREQS, wild, tmp_path)
+    with np.load(tmp_path / "not-finite-step-3.npz") as kept:
+        np.testing.assert_array_equal(kept["tokens"], data(2)["tokens"])
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "sequence": 2}, {"fsdp": 4, "tensor": 2}])
+def test_the_step_lowers_for_tpu(sizes):
+    config = CONFIG.replace(
+        head_dim=64, d_model=64, n_heads=2, n_kv_heads=2, kernel="auto", dtype="bfloat16", remat="full"
+    )
+    mesh, freqs = make_mesh(**sizes), rope.frequencies(rope.RopeSpec(head_dim=64))
+    program = Program(config, training(), mesh)
+    batch = place_batch(lambda a, b: {"tokens": np.zeros((b - a, 4096), np.int32)}, ROWS, mesh)
+    with lowering_for("tpu"):
+        exported = jax.export.export(program.step, platforms=["tpu"])(program.like, {}, batch, freqs)
+    assert exported.nr_devices == 8 and "tpu_custom_call" in exported.mlir_module()
+
+
+def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a micro-batch of 2 rows cannot be cut over 4 devices"):
+        train.fit(decoder(make_mesh(fsdp=4, tensor=2)), data, FREQS, training(micro=2), tmp_path)
+    with pytest.raises(ValueError, match="in micro-batches of 3"):
+        train.fit(decoder(), data, FREQS, training(micro=3), tmp_path)
+
+
+def test_flops_of_the_paper_s_7b():
+    config = model.PRESETS["llama2-7b"]
+    multiplied = 6_738_415_616 - 32_000 * 4096
+    assert per_token(config, 4096) == 6 * multiplied + 6 * 32 * 4096 * 4096
+    assert mfu(config, 4096, 1000.0, 1, "cpu") is None
+    assert mfu(config, 4096, 1e4, 1, "NVIDIA H200") == pytest.approx(1e4 * per_token(config, 4096) / 989e12)
