@@ -100,6 +100,8 @@ class Config:
     """Of matrix products; auto is tensorfloat32 on GPUs, float32 elsewhere."""
     micro: int = 0
     """Rows whose gradients are taken at once (0: all): fewer stay in a CPU's cache, or in a GPU's memory."""
+    save_seconds: float = 30.0
+    """Seconds between checkpoints; what a kill loses at most."""
     plan: bool = False
     """Only time ten steps and an evaluation, and say how long the whole would take."""
     run_dir: str | None = None

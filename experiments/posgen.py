@@ -43,6 +43,7 @@ class Study:
         import jax
 
         from resonance_jax import train
+        from resonance_jax.data import posgen
         from resonance_jax.evaluate import posgen_tables
 
         for name in ("tasks", "encodings", "seeds"):
@@ -61,6 +62,9 @@ class Study:
                 f"expected far + near < train_length < length, got {config.far} + {config.near}, "
                 f"{config.train_length}, {config.length}."
             )
+        self.sizes = (config.train_rows, config.val_rows, config.test_rows)
+        posgen.seeds(config.protocol, "val", self.sizes, config.modulus, config.far, config.near)
+        posgen.ceiling(config.tasks[0], modulus=config.modulus, hash=config.hash)
         self.config = config
         self.shape = decoder_shape(config)
         self.encodings = [
@@ -97,6 +101,7 @@ class Study:
                 freeze=MLP if config.protocol == "release" else (),
             ),
             micro=config.micro,
+            save_seconds=config.save_seconds,
         )
 
     def records(self) -> list[dict]:
@@ -136,7 +141,7 @@ class Study:
             name,
             c.train_length,
             c.length,
-            (c.train_rows, c.val_rows, c.test_rows),
+            self.sizes,
             c.modulus,
             c.far,
             c.near,
