@@ -1,0 +1,193 @@
+"""What a training step would take, before there is a machine: bytes a device, FLOPs, a guess at its time.
+
+A closed form over `jax.eval_shape` and where everything would lie: nothing is allocated or compiled. What
+lasts (parameters, moments, gradients, residual stream) is counted exactly; what one layer takes while its
+gradient is made is counted in the arrays [B, T, F], [B, T, D] and heads that XLA keeps at once, which holds
+to about a tenth with remat "full".
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from resonance_jax.model import lora as adapters
+from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.loss import TILE
+from resonance_jax.model.parameters import map_declared
+from resonance_jax.parallel.mesh import AXES, sharding
+from resonance_jax.train import flops, memory
+from resonance_jax.train.fit import Program
+from resonance_jax.train.many import TrainConfig
+
+GIB = 2**30
+CHIPS = {
+    "v4": ("TPU v4", 32 * GIB),
+    "v5e": ("TPU v5e", 16 * GIB),
+    "v5p": ("TPU v5p", 95 * GIB),
+    "v6e": ("TPU v6e", 32 * GIB),
+    "a100-40": ("NVIDIA A100", 40 * GIB),
+    "a100-80": ("NVIDIA A100", 80 * GIB),
+    "h100": ("NVIDIA H100", 80 * GIB),
+    "h200": ("NVIDIA H200", 141 * 10**9),
+    "t4": ("NVIDIA T4", 16 * GIB),
+    "l4": ("NVIDIA L4", 24 * GIB),
+}
+"""Name -> (its device_kind in flops.PEAKS, bytes of memory)."""
+
+USABLE = 0.92
+"""Share of a chip's memory that a program may fill."""
+EFFICIENCY = 0.5
+"""Share of the dense peak that the estimated time supposes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """bytes: a device's, by what they hold; flops: of a step over all devices, recomputation included;
+    seconds: an estimate, None without a known peak; capacity: usable bytes a device, None if not known."""
+
+    title: str
+    bytes: dict[str, int]
+    flops: float
+    seconds: float | None
+    capacity: int | None
+
+    @property
+    def total(self) -> int:
+        """The largest moment of a step: what lasts, and the larger of a layer's gradient and the loss."""
+        lasting = sum(n for name, n in self.bytes.items() if name not in PASSING)
+        return lasting + max(self.bytes[name] for name in PASSING)
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.capacity is None else self.total <= self.capacity
+
+    @property
+    def verdict(self) -> str:
+        room = "" if self.capacity is None else f" of {memory.readable(self.capacity)} that can be used"
+        word = {True: "It fits", False: "It does NOT fit", None: "Whether that fits is not known here"}
+        time = (
+            ""
+            if self.seconds is None
+            else (f"; about {self.seconds:,.2f} s a step (an estimate: {EFFICIENCY:.0%} of the dense peak)")
+        )
+        return (
+            f"{word[self.fits]}: {memory.readable(self.total)} a device{room}; "
+            f"{self.flops / 1e12:,.1f} TFLOP a step over all devices{time}."
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        """For report.print_table."""
+        note = {True: " (one at a time)", False: ""}
+        return [
+            {"a device holds": name + note[name in PASSING], "bytes": memory.readable(n)}
+            for name, n in self.bytes.items()
+        ]
+
+
+PASSING = ("one layer's gradient", "loss chunk")
+
+
+def plan(
+    config: DecoderConfig,
+    mesh: dict[str, int],
+    batch_size: int,
+    length: int,
+    micro: int = 0,
+    lora: adapters.LoraConfig | None = None,
+    chip: tuple[str, int | None] = ("cpu", None),
+) -> Plan:
+    """The plan of a step of batch_size rows of `length` on a mesh of these sizes (parallel.mesh.AXES).
+
+    micro: rows at a time over the whole mesh (0: one a device). chip: (device_kind, bytes), see `chip`.
+    """
+    abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
+    devices = math.prod(mesh.values())
+    shards = mesh["data"] * mesh["fsdp"]
+    micro = micro or shards
+    like = Program(config, TrainConfig(1), abstract, lora).like
+    parameters, moments = bytes_of(like.params), bytes_of(like.opt_state)
+    frozen = 0
+    if lora is not None:
+        dtype = jnp.promote_types(jnp.float32, config.dtype)
+        all_of_them = map_declared(
+            lambda _, p: jax.ShapeDtypeStruct(p.shape, dtype, sharding=sharding(abstract, p.axes, p.shape)),
+            config,
+        )
+        frozen = bytes_of(adapters.split(all_of_them, lora)[1])
+    accumulated = 2 if micro < batch_size else 1  # the sum so far beside the new ones
+    c, item = config, jnp.dtype(config.dtype).itemsize
+    tokens = max(1, micro // shards) * length // mesh["sequence"]
+    stream = tokens * c.d_model * item
+    layer = _one_layer(config, tokens, item, mesh)
+    kept = c.n_layers * (stream if c.remat == "full" else _kept(config, tokens, item, mesh["tensor"]))
+    tokens_a_step = batch_size * length
+    work = flops.per_token(config, length) * tokens_a_step * (4 / 3 if c.remat == "full" else 1)
+    kind, capacity = chip
+    peak = flops.peak(kind)
+    return Plan(
+        title=f"{devices} x {kind}, {batch_size} rows of {length:,}, {micro} at a time, remat {c.remat}",
+        bytes={
+            "parameters": parameters + frozen,
+            "moments": moments,
+            "gradients": accumulated * parameters,
+            "residual stream": kept,
+            PASSING[0]: layer,
+            PASSING[1]: 2 * 4 * TILE + 3 * stream,
+        },
+        flops=work,
+        seconds=None if peak is None else work / (devices * peak * EFFICIENCY),
+        capacity=None if capacity is None else int(USABLE * capacity),
+    )
+
+
+def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -> int:
+    """What is alive while one layer's gradient is made, its recomputed activations included."""
+    tensor, gathered = mesh["tensor"], mesh["sequence"]
+    queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
+    activations = 6 * c.d_ff // tensor + 4 * c.d_model + 5 * queries + 4 * gathered * keys
+    weights = 0
+    if mesh["fsdp"] > 1:  # the layer's weights whole, and their gradient before it is cut
+        heads = 2 * c.n_heads + 2 * c.n_kv_heads
+        weights = 2 * item * c.d_model * (heads * c.head_dim + 3 * c.d_ff) // tensor
+    return tokens * activations * item + weights
+
+
+def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
+    """What a layer keeps for its gradient when it is not recomputed (dots: its products only)."""
+    queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
+    wide = {"dots": 2, "none": 5}[c.remat] * c.d_ff // tensor
+    narrow = {"dots": 3, "none": 7}[c.remat] * c.d_model
+    return tokens * (wide + narrow + 2 * queries + 3 * keys) * item
+
+
+def bytes_of(like) -> int:
+    """Bytes a device of a pytree of ShapeDtypeStructs with shardings (without: whole)."""
+    total = 0
+    for x in jax.tree.leaves(like):
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        total += math.prod(shape) * x.dtype.itemsize
+    return total
+
+
+def chip(name: str) -> tuple[str, int | None]:
+    """(device_kind, bytes of memory or None) of a chip by short name, or of a device_kind as jax has it."""
+    if name in CHIPS:
+        return CHIPS[name]
+    if flops.peak(name) is not None or name == jax.devices()[0].device_kind:
+        return name, memory.free(jax.local_devices())
+    raise ValueError(f"there is no chip {name!r}; expected one of {', '.join(CHIPS)}.")
+
+
+def mesh_sizes(devices: int, *sizes: int) -> dict[str, int]:
+    """The mesh's sizes by axis, a -1 filled in. Raises ValueError when they do not multiply to `devices`."""
+    filled = list(sizes)
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+        filled[filled.index(-1)] = devices // known
+    if min(filled) < 1 or math.prod(filled) != devices:
+        asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ValueError(f"the mesh {asked} does not cut {devices} devices; state --devices and its sizes.")
+    return dict(zip(AXES, filled, strict=True))

@@ -1,0 +1,60 @@
+"""The closed form against what XLA says it will take, and the paper's settings against the chips' memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from resonance_jax import model, rope, train
+from resonance_jax.parallel.mesh import make_mesh
+from resonance_jax.train import memory
+from resonance_jax.train.fit import Program
+from resonance_jax.train.plan import chip, mesh_sizes, plan
+
+ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
+SHAPE = dict(vocab_size=2048, d_model=256, n_heads=4, head_dim=64, tie_embeddings=False, remat="full")
+SHAPES = {
+    "deep": (dict(n_layers=6, n_kv_heads=4, d_ff=688), 2, 1024, 0, ONE),
+    "grouped heads, long": (dict(n_layers=2, n_kv_heads=1, d_ff=1024), 1, 4096, 0, ONE),
+    "accumulated": (dict(n_layers=3, n_kv_heads=2, d_ff=688), 4, 1024, 2, ONE),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_within_fifteen_percent_of_what_xla_says(name):
+    changes, rows, length, micro, sizes = SHAPES[name]
+    config = model.PRESETS["tiny"].replace(**SHAPE, **changes)
+    made = plan(config, sizes, rows, length, micro or rows)
+    program = Program(config, train.TrainConfig(1, micro=micro))
+    batch = {"tokens": jax.ShapeDtypeStruct((rows, length), np.int32)}
+    compiled = program.step.lower(program.like, {}, batch, rope.frequencies(rope.RopeSpec(head_dim=64)))
+    real = sum(memory.needed(compiled.compile()))
+    assert made.total == pytest.approx(real, rel=0.15)
+    assert made.bytes["moments"] == 2 * made.bytes["parameters"] + 8  # and two counts of steps
+
+
+def test_a_mesh_cuts_parameters_and_moments():
+    config = model.PRESETS["tiny"].replace(**SHAPE, n_layers=2, n_kv_heads=4, d_ff=688)
+    sizes = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
+    lm = model.Decoder(config, jax.random.key(0), mesh=make_mesh(**sizes))
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(lm.params))
+    assert plan(config, sizes, 8, 512).bytes["parameters"] == held
+
+
+def test_the_paper_s_7b_needs_more_than_one_chip():
+    config = model.PRESETS["llama2-7b"].replace(dtype="bfloat16", remat="full")
+    size = 6_738_415_616
+    one = plan(config, ONE, 64, 32_768, chip=chip("a100-80"))
+    assert one.fits is False and one.bytes["parameters"] == 4 * size
+    many = plan(config, mesh_sizes(32, 1, -1, 1, 1), 64, 32_768, chip=chip("a100-80"))
+    assert many.fits and many.seconds == pytest.approx(many.flops / (32 * 312e12 * 0.5))
+    assert many.bytes["moments"] == pytest.approx(2 * 4 * size / 32, rel=0.01)
+    assert "It fits" in many.verdict and "an estimate" in many.verdict
+    adapted = plan(config, ONE, 64, 4096, lora=train.LoraConfig(), chip=chip("a100-80"))
+    assert adapted.fits and adapted.bytes["moments"] < 0.02 * one.bytes["moments"]
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="there is no chip 'abacus'"):
+        chip("abacus")
+    with pytest.raises(ValueError, match="does not cut 8 devices"):
+        mesh_sizes(8, 3, 1, 1, 1)
