@@ -1,0 +1,189 @@
+"""Fine-tuning to a longer context: the paper's eight settings, and one for two CPU cores.
+
+Command:   python -m experiments.finetune cpu
+           python -m experiments.finetune 7b-long-resonance --checkpoint PATH --corpus PATH
+           … --plan first says what a device would hold; docs/tpu.md has the commands for a TPU slice
+Hardware:  cpu: 2 cores, 2 GB. The paper's: four 40 GB A100s with offloading; here 8 chips of 95 GB (TPU v5p)
+           or 80 GB hold 7B with float32 master weights and moments
+Time:      cpu: about 5 minutes. The paper's settings are 105 million tokens each
+Expected:  cpu: the fine-tuned model's perplexity falls with length where the base's climbs. The paper's: its
+           Table 2 and Figure 4. They were not run where this was written: LLaMA-2's weights and PG19 are not
+           available there.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fine-tune a decoder under one encoding; resumable to the bit, on another mesh too."""
+
+    checkpoint: str | None = None
+    """A Hugging Face directory to start from."""
+    shape: str = "tiny"
+    """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
+    --plan takes where the checkpoint is not there."""
+    pretrain_steps: int = 0
+    """Without a checkpoint: so many steps of plain RoPE at --train-length come first."""
+    pretrain_batch_size: int = 8
+    """Rows a step of that."""
+    pretrain_lr: float = 3e-3
+    """Peak learning rate of that."""
+
+    method: str = "yarn"
+    """The encoding (resonance_jax.rope.METHODS)."""
+    resonance: bool = False
+    """Round its wavelengths."""
+    scale: float = 8.0
+    """The paper's s, for the methods that take one."""
+    train_length: int | None = None
+    """The paper's L; default: what the checkpoint's config states."""
+    length: int = 4096
+    """Positions in a training row."""
+
+    corpus: str = "stdlib"
+    """A corpus by name or path; input_ids of jsonl and parquet files are taken as they are."""
+    split: str = "train"
+    """Which split of it: train, all, or a dataset's own name."""
+    data_dir: str | None = None
+    """Where prepared TFDS datasets lie."""
+    text_field: str = "text"
+    """The field of jsonl and parquet files that holds the text."""
+    tokenizer: str | None = None
+    """"bytes", a tokenizer.json, a tokenizer.model or a directory; "none" for a corpus that is tokenized.
+    Default: the checkpoint's own, "bytes" without one."""
+    rule: str = "bos_eos"
+    """What stands around each document: bos_eos, bos, eos or none."""
+    mode: str = "split"
+    """"split" cuts the tokens into rows; "truncate" takes the head of every --source-chunk tokens and leaves
+    the rest, as the paper's release does."""
+    source_chunk: int = 65_536
+    """Tokens of which "truncate" keeps the head."""
+    cache_dir: str | None = None
+    """Where token files are kept; default: the run folder."""
+
+    steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Rows a step, over all devices."""
+    micro: int = 0
+    """Rows at a time, over all devices (0: one a device); gradients are added up."""
+    lr: float = 2e-5
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW's."""
+    beta2: float = 0.95
+    """AdamW's."""
+    weight_decay: float = 0.01
+    """Decoupled, on every trained parameter."""
+    schedule: str = "linear"
+    """linear, cosine or constant, after the warmup."""
+    warmup: float = 0.05
+    """Share of the steps."""
+    clip: float | None = None
+    """Global gradient norm; none, as the paper."""
+
+    lora: bool = False
+    """Train adapters on all linear layers except the head; merged at the end."""
+    lora_rank: int = 16
+    """Their rank r."""
+    lora_alpha: float = 64.0
+    """They are scaled by alpha / r."""
+    lora_dropout: float = 0.05
+    """On their input."""
+    lora_norms: bool = False
+    """Train the norms whole as well."""
+    lora_embeddings: bool = False
+    """Train the embeddings whole as well."""
+
+    dtype: str = "bfloat16"
+    """Of activations and of the exported weights; master weights and moments are float32."""
+    remat: str = "full"
+    """What the gradient recomputes: full (each layer), dots (all but products), none."""
+    kernel: str = "auto"
+    """The attention kernel."""
+    data: int = 1
+    """Mesh: replicas (one of the four sizes may be -1: the devices that are left)."""
+    fsdp: int = -1
+    """Mesh: rows and parameters together."""
+    tensor: int = 1
+    """Mesh: heads, MLP, vocabulary."""
+    sequence: int = 1
+    """Mesh: time."""
+
+    seed: int = 42
+    """Of the order of the data, dropout and fresh weights."""
+    save_seconds: float = 300.0
+    """Between checkpoints."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints go, gs://… too; default: the run folder."""
+    profile: int = 0
+    """Trace so many steps into the run folder."""
+    plan: bool = False
+    """Only say what a device would hold and how long a step might take (exit code 1: it does not fit)."""
+    chip: str | None = None
+    """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: what is here."""
+    devices: int | None = None
+    """How many of them to plan for; default: what is here."""
+    run_dir: str | None = None
+    """Where results go; default runs/finetune-<hash of this config>."""
+
+
+ELSEWHERE = ("micro", "remat", "kernel", "data", "fsdp", "tensor", "sequence", "save_seconds", "keep") + (
+    "checkpoint_dir",
+    "cache_dir",
+    "profile",
+    "plan",
+    "chip",
+    "devices",
+)
+"""Fields that say where and how a run is computed, not what it is: they may change when it goes on."""
+
+
+def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -> Config:
+    """LLaMA2-Chat on PG19 in chunks of 65,536 tokens, of which the head is kept (paper App. C.2)."""
+    return Config(
+        checkpoint="PATH",
+        shape=shape,
+        corpus="PATH",
+        split="all",
+        tokenizer="none",
+        rule="none",
+        mode="truncate",
+        resonance=resonance,
+        scale=scale,
+        train_length=4096,
+        length=length,
+        steps=steps,
+    )
+
+
+CPU = Config(
+    shape="tiny",
+    pretrain_steps=600,
+    resonance=True,
+    train_length=256,
+    length=2048,
+    tokenizer="bytes",
+    steps=40,
+    batch_size=2,
+    lr=1e-3,
+    weight_decay=0.1,
+    dtype="float32",
+    remat="none",
+    data=-1,
+    fsdp=1,
+    save_seconds=30.0,
+)
+
+PRESETS: dict[str, tuple[str, Config]] = {"cpu": ("A small model on the embedded corpus, 256 to 2,048.", CPU)}
+for _size, _scale, _long, _steps in (("7b", 8.0, 32_768, 50), ("13b", 4.0, 16_384, 100)):
+    for _kind, _length, _count in (("long", _long, _steps), ("short", 4096, 400)):
+        for _resonance in (False, True):
+            _title = f"{'Resonance ' if _resonance else ''}YaRN"
+            PRESETS[f"{_size}-{_kind}-{'resonance' if _resonance else 'yarn'}"] = (
+                f"The paper's {_title} on LLaMA2-Chat {_size.upper()}: {_count} steps at {_length:,}.",
+                _paper(f"llama2-{_size}", _scale, _length, _count, _resonance),
+            )

@@ -1,0 +1,120 @@
+"""Two processes on one machine are one run: same losses, own rows only, each other's checkpoints."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resonance_jax.parallel import distributed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHILD = """
+import sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", 4 // int(sys.argv[2]))
+from resonance_jax.parallel import distributed
+from resonance_jax.parallel.mesh import make_mesh
+number = distributed.start()
+from resonance_jax import model, train
+from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
+
+class Rows:
+    batch_size, length = 8, 16
+    read = set()
+    def rows(self, step, start, stop):
+        self.read |= set(range(start, stop))
+        time.sleep(float(sys.argv[4]))
+        return batches(step, 8)["tokens"][start:stop]
+
+lm = model.Decoder(CONFIG, jax.random.key(0), mesh=make_mesh(data=2, fsdp=2))
+every = 0.0 if sys.argv[3] == "often" else 1e9
+config = train.TrainConfig(12, OPTIMIZER, steps_per_call=1, save_seconds=every)
+try:
+    train.fit(lm, Rows(), ENCODINGS[1], config, sys.argv[1])
+except train.Interrupted as error:
+    print(error)
+    sys.exit(130)
+print(sorted(Rows.read))
+"""
+
+
+def run(folder: Path, count: int, save: str = "often", pause: float = 0.0) -> list[subprocess.Popen]:
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number in range(count):
+        values = (f"localhost:{port}", str(count), str(number))
+        own = dict(zip(distributed.VARIABLES, values, strict=True)) if count > 1 else {}
+        command = [sys.executable, "-c", CHILD, str(folder), str(count), save, str(pause)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment | own, **pipes))
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == code, errors
+    return [out.strip().splitlines()[-1] for out, _ in outputs]
+
+
+def stop_after(processes: list[subprocess.Popen], folder: Path, steps: int) -> None:
+    """SIGTERM to the last process alone; all of them stop at the same step."""
+    while len(losses(folder)) < steps and processes[0].poll() is None:
+        time.sleep(0.01)
+    processes[-1].send_signal(signal.SIGTERM)
+
+
+def losses(folder: Path) -> np.ndarray:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return np.asarray([json.loads(line)["loss"] for line in lines])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finish(run(folder, 1))
+    return losses(folder)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
+def test_what_one_number_of_processes_wrote_another_goes_on_with(alone, tmp_path, first, second):
+    """SIGTERM after four steps, then the rest on the other number of processes."""
+    processes = run(tmp_path, first, "seldom", pause=0.05)
+    stop_after(processes, tmp_path, 4)
+    messages = finish(processes, code=130)
+    assert len(set(messages)) == 1 and "run the same again" in messages[0]
+    stopped = len(losses(tmp_path))
+    assert 4 <= stopped < 12
+    rows = finish(run(tmp_path, second))
+    # A process reads the rows of its own devices only.
+    assert rows == [str(list(range(n * 8 // second, (n + 1) * 8 // second))) for n in range(second)]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+
+
+def test_mistakes(monkeypatch):
+    for name in distributed.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.start() == 0
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID is missing"):
+        distributed.start("localhost:1234")
+    with pytest.raises(ValueError, match="there is no process 2 of 2"):
+        distributed.start("localhost:1234", 2, 2)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="expected two whole numbers"):
+        distributed.start("localhost:1234", process=0)
