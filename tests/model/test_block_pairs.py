@@ -26,7 +26,8 @@ def results(kernel, q, k, v, d_out):
         out, vjp = jax.vjp(kernel, q, k, v)
         return [out, *vjp(d_out)]
 
-    return jax.jit(run)(q, k, v, d_out)
+    quickly = {"xla_backend_optimization_level": 0}  # compiled in half the time
+    return jax.jit(run, compiler_options=quickly)(q, k, v, d_out)
 
 
 def both(q, k, v, d_out, block, **options):
@@ -58,7 +59,7 @@ def cases(draw):
     return T, S, segments, options, sizes, draw(st.sampled_from([16, 32]))
 
 
-@settings(max_examples=9, deadline=None, derandomize=True, database=None)
+@settings(max_examples=7, deadline=None, derandomize=True, database=None)
 @example((50, 60, "own", dict(causal=True, window=20, offset=None, scale=None), (1, 2, 2), 16))
 @given(cases())
 def test_it_is_softmax_attention_whatever_the_shape(case):
