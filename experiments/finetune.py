@@ -24,7 +24,7 @@ def run(config: Config) -> int | None:
     process = distributed.start()
     with distributed.first_process_first():
         folder = open_run("finetune", identity(config))
-    if not (folder / "finetune.json").exists():
+    if not distributed.first_says((folder / "finetune.json").exists()):
         _run(config, folder)
     if process == 0:
         from resonance_jax.report.tables import print_table
@@ -227,8 +227,9 @@ def export(config: Config, path: Path, lm, spec, tokenizer) -> None:
     import jax
 
     from resonance_jax import interop
+    from resonance_jax.parallel import distributed
 
-    if path.exists():
+    if distributed.first_says(path.exists()):
         return
     params = jax.tree.map(lambda x: x.astype(config.dtype), lm.params)
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

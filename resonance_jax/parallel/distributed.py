@@ -6,11 +6,13 @@ this one is, as arguments or as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and J
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -56,7 +58,8 @@ def on_cloud_tpu() -> bool:
     """Whether this host is part of a Cloud TPU slice, told without opening its chips."""
     if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
-    return "TPU_WORKER_HOSTNAMES" in os.environ or any(Path("/dev").glob("accel[0-9]*"))
+    chips = any(any(Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*"))
+    return chips and importlib.util.find_spec("libtpu") is not None
 
 
 def wait(name: str) -> None:
@@ -65,6 +68,15 @@ def wait(name: str) -> None:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices(name)
+
+
+def first_says(answer: bool) -> bool:
+    """The first process's answer, on all of them: they may not share a disk."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return bool(broadcast_one_to_all(np.asarray(answer)))
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def fit(
         for step in range(start, start + count):
             if profile and step == first_step + 2:
                 jax.profiler.start_trace(str(run_dir / "profile"))
-            batch = place_batch(functools.partial(read, step), rows, mesh)
+            batch = place_batch(functools.partial(read, step), rows, length, mesh)
             began = time.monotonic()
             state, metrics = program.step(state, frozen, batch, freqs)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -233,22 +233,24 @@ def reader(batches) -> Callable[..., Batch]:
     return lambda step, start, stop: {k: np.asarray(v)[start:stop] for k, v in batches(step).items()}
 
 
-def place_batch(read: Callable[[int, int], Batch], rows: int, mesh) -> Batch:
+def place_batch(read: Callable[[int, int], Batch], rows: int, length: int, mesh) -> Batch:
     """The batch on the devices; only the rows of this process's own devices are read."""
     remembered = functools.lru_cache(maxsize=None)(read)
     if mesh is None:
         return jax.device_put(remembered(0, rows))
 
-    def leaf(name, like):
-        shape = (rows, *like.shape[1:])
+    shape = rows, length
+    where = sharding(mesh, ("batch", "time"), shape)
 
-        def part(index):
-            start, stop, _ = index[0].indices(rows)
-            return remembered(start, stop)[name][(slice(None), *index[1:])]
+    def part(index) -> Batch:
+        start, stop, _ = index[0].indices(rows)
+        return {name: x[:, index[1]] for name, x in remembered(start, stop).items()}
 
-        return jax.make_array_from_callback(shape, sharding(mesh, ("batch", "time"), shape), part)
-
-    return {name: leaf(name, like) for name, like in remembered(0, 1).items()}
+    own = next(iter(where.addressable_devices_indices_map(shape).values()))
+    return {
+        name: jax.make_array_from_callback(shape, where, lambda index, name=name: part(index)[name])
+        for name in part(own)
+    }
 
 
 def _check(rows: int, micro: int, mesh) -> None:

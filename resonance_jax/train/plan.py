@@ -159,8 +159,8 @@ def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
     """What a layer keeps for its gradient when it is not recomputed (dots: its products only)."""
     queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
     wide = {"dots": 2, "none": 5}[c.remat] * c.d_ff // tensor
-    narrow = {"dots": 3, "none": 7}[c.remat] * c.d_model
-    return tokens * (wide + narrow + 2 * queries + 3 * keys) * item
+    narrow = {"dots": 2, "none": 7}[c.remat] * c.d_model
+    return tokens * (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item
 
 
 def bytes_of(like) -> int:

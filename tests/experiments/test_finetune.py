@@ -1,4 +1,4 @@
-"""Fine-tuning as its user runs it: end to end, killed and resumed to the bit, and mistakes in one sentence."""
+"""Fine-tuning as its user runs it: end to end, killed and resumed to the bit, mistakes in one sentence."""
 
 import json
 import os

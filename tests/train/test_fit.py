@@ -89,7 +89,7 @@ def test_parameters_and_moments_are_cut_alike():
     program = Program(CONFIG, training(), mesh)
     lm = decoder(mesh)
     state = program.first_state(program.place(lm.params, 0)[0], 0)
-    batch = place_batch(lambda start, stop: reader(data)(0, start, stop), ROWS, mesh)
+    batch = place_batch(lambda start, stop: reader(data)(0, start, stop), ROWS, LENGTH, mesh)
     after, _ = program.step(state, {}, batch, FREQS)
     norms = 2 * CONFIG.n_layers + 1
     cut = lm.count_parameters() - norms * CONFIG.d_model
@@ -137,7 +137,7 @@ def test_the_step_lowers_for_tpu(sizes):
     )
     mesh, freqs = make_mesh(**sizes), rope.frequencies(rope.RopeSpec(head_dim=64))
     program = Program(config, training(), mesh)
-    batch = place_batch(lambda a, b: {"tokens": np.zeros((b - a, 4096), np.int32)}, ROWS, mesh)
+    batch = place_batch(lambda a, b: {"tokens": np.zeros((b - a, 4096), np.int32)}, ROWS, 4096, mesh)
     with lowering_for("tpu"):
         exported = jax.export.export(program.step, platforms=["tpu"])(program.like, {}, batch, freqs)
     assert exported.nr_devices == 8 and "tpu_custom_call" in exported.mlir_module()
