@@ -266,7 +266,8 @@ def show_plan(config: Config) -> int:
         config.devices or jax.device_count(), config.data, config.fsdp, config.tensor, config.sequence
     )
     made = plan.plan(shape, sizes, config.batch_size, config.length, config.micro, adapters(config), chip)
-    print_table(made.rows(), made.title)
+    print(made.title)
+    print_table(made.rows())
     print(made.verdict)
     return 0 if made.fits is not False else 1
 

@@ -65,9 +65,9 @@ def fit(
     batches: data.Batches, of which each process reads its own rows, or a function step -> Batch of [B, T].
     lm.config.dtype is that of the activations; the parameters are trained in promote_types(float32, dtype).
     seed: of dropout and of new adapters. lora: train adapters instead of the weights. evaluators: called with
-    the TrainState (`decoder_params` makes params of it). checkpoint_dir, keep: see run_loop. profile: so many
-    steps, after the first two, are traced into run_dir/profile. donate: give up lm's own parameters, which
-    saves a copy of them; lm cannot be used afterwards.
+    the TrainState, whose params are then the decoder's or the adapters. checkpoint_dir, keep: see run_loop.
+    profile: so many steps, after the first two, are traced into run_dir/profile. donate: give up lm's own
+    parameters, which saves a copy of them; lm cannot be used afterwards.
 
     Raises ValueError for rows that the mesh or the micro-batches do not divide and for a checkpoint of
     another encoding, FloatingPointError for a loss that is not finite, its batch saved beside the run, and
@@ -98,7 +98,7 @@ def fit(
             rate = rows * length / (time.monotonic() - began)
             share = flops.mfu(lm.config, length, rate, devices, kind)
             logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
-            if profile and step == first_step + 1 + profile:
+            if profile and first_step + 1 < step == min(first_step + 1 + profile, config.steps - 1):
                 jax.profiler.stop_trace()
             if not np.isfinite(metrics["loss"]):
                 raise FloatingPointError(_keep_batch(run_dir, step, read(step, 0, rows)))

@@ -1,5 +1,6 @@
 """Fine-tuning as its user runs it: end to end, killed and resumed to the bit, mistakes in one sentence."""
 
+import dataclasses
 import json
 import os
 import random
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from configs.finetune import CPU, PRESETS, Config
+from experiments.command import guarded
+from experiments.finetune import run
 from resonance_jax import interop, model, rope
 from resonance_jax.files import read_json
 
@@ -98,17 +102,30 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, 
         assert "Traceback" not in err
     code, _, err = finish(start(*command))
     assert code == 0, err
-    want, got = (load_file(run / "hf" / "model.safetensors") for run in (whole, folder))
+    want, got = (load_file(path / "hf" / "model.safetensors") for path in (whole, folder))
     assert want.keys() == got.keys()
     for name in want:
         np.testing.assert_array_equal(got[name], want[name])
     assert logged(folder) == STEPS
 
 
-def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole):
+def config_of(given: list[str], **changes) -> Config:
+    """The same options as a Config."""
+    names = [option.removeprefix("--").replace("-", "_") for option in given[1::2]]
+    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
+    convert = {int: int, float: float}
+    values = {
+        name: convert.get(kinds[name], str)(value) for name, value in zip(names, given[2::2], strict=True)
+    }
+    values["train_length"] = int(values["train_length"])
+    return dataclasses.replace(CPU, **{**values, **changes})
+
+
+def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
     """Where a run is computed is not what it is: another mesh is the same run."""
-    code, out, err = finish(start(*given, "--data", "1", "--fsdp", "-1", "--run-dir", str(whole)))
-    assert code == 0 and "last loss" in out, err
+    config = config_of(given, data=1, fsdp=-1, micro=4, run_dir=str(whole))
+    assert guarded(run, config) == 0
+    assert "last loss" in capsys.readouterr().out
 
 
 def test_the_cpu_preset_trains_its_own_base(given, tmp_path):
@@ -118,32 +135,31 @@ def test_the_cpu_preset_trains_its_own_base(given, tmp_path):
     assert "pretrain 3/3" in out and (tmp_path / "run" / "base" / "config.json").exists()
 
 
-def test_the_plan_says_whether_it_fits():
-    plan = ["7b-long-yarn", "--plan", "--devices", "8", "--chip"]
-    code, out, _ = finish(start(*plan, "v5p"))
-    assert code == 0 and "It fits" in out and "residual stream" in out
-    code, out, _ = finish(start(*plan, "v5e"))
-    assert code == 1 and "It does NOT fit" in out
+def test_the_plan_says_whether_it_fits(capsys):
+    _, config = PRESETS["7b-long-yarn"]
+    for chip, code, words in (("v5p", 0, "It fits"), ("v5e", 1, "It does NOT fit")):
+        assert guarded(run, dataclasses.replace(config, plan=True, devices=8, chip=chip)) == code
+        out = capsys.readouterr().out
+        assert words in out and "residual stream" in out
 
 
 MISTAKES = {
-    "no checkpoint there": (
-        ["--checkpoint", "/nowhere", "--tokenizer", "bytes"],
-        "/nowhere is not a directory",
-    ),
-    "no such corpus": (["--corpus", "nothing"], "no corpus of that name"),
-    "no such encoding": (["--method", "rotary"], "rotary"),
-    "rows that do not divide": (["--micro", "3"], "cannot be cut"),
-    "a mesh of other size": (["--tensor", "7", "--data", "1", "--fsdp", "1"], "needs 7 devices"),
-    "other settings": (["--lr", "0.5"], "holds a run of another config (lr: 0.001 there, 0.5 here)"),
-    "too little text": (["--length", "65536"], "fewer than one chunk"),
+    "no checkpoint there": (dict(checkpoint="/nowhere"), "/nowhere is not a directory"),
+    "no such corpus": (dict(corpus="nothing"), "no corpus of that name"),
+    "no such encoding": (dict(method="rotary"), "rotary"),
+    "rows that do not divide": (dict(micro=3), "cannot be cut"),
+    "a mesh of other size": (dict(data=1, fsdp=1, tensor=7), "needs 7 devices"),
+    "other settings": (dict(lr=0.5), "holds a run of another config (lr: 0.001 there, 0.5 here)"),
+    "too little text": (dict(length=65_536), "fewer than one chunk"),
+    "no such shape": (dict(checkpoint=None, shape="huge"), "there is no shape 'huge'"),
+    "no such chip": (dict(plan=True, chip="abacus"), "there is no chip 'abacus'"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence(given, whole, tmp_path, name):
-    options, sentence = MISTAKES[name]
+def test_a_mistake_is_one_sentence(given, whole, tmp_path, name, capsys):
+    changes, sentence = MISTAKES[name]
     folder = whole if name == "other settings" else tmp_path / "run"
-    code, _, err = finish(start(*given, *options, "--run-dir", str(folder)))
-    assert code == 2 and sentence in err, err
-    assert "Traceback" not in err and len(err.strip().splitlines()) <= 2
+    assert guarded(run, config_of(given, **changes, run_dir=str(folder))) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and len(err.strip().splitlines()) == 1
