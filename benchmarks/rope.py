@@ -12,47 +12,22 @@ Medians of interleaved repeats in one process, compilation apart; ratios are tak
 results/rope_cpu.json. About two minutes on two cores; exits with 1 when a target is missed.
 """
 
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
 import torch
+from beside import RESULTS, THREADS, interleaved, machine, ratio
 
 from resonance_jax import model, rope
+from resonance_jax.files import write_json
 
-THREADS = 2
 POSITIONS, PAIRS = 32_768, 64
 TOKENS = 4096
 YARN = {"method": "yarn", "scale": 8.0, "train_length": 4096}
-
-
-def interleaved(contestants, repeats):
-    """Seconds of each contestant, repeat by repeat in turn: {name: [seconds]}."""
-    for run in contestants.values():
-        run()
-    seconds = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            time.sleep(0.05)  # PyTorch's threads spin a while after their work, and would slow the next one
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds, name, opponent):
-    """Median over the rounds of one contestant's time relative to another's in the same round."""
-    rounds = zip(seconds[name], seconds[opponent], strict=True)
-    return statistics.median(a / b for a, b in rounds)
 
 
 def table(repeats=101):
@@ -133,36 +108,15 @@ def forward_share(repeats=7):
     }
 
 
-def machine():
-    """Where and with what this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "command": "python benchmarks/rope.py",
-        "commit": commit.stdout.strip(),
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "numpy", "torch")},
-    }
-
-
 def main() -> int:
     torch.set_num_threads(THREADS)
     result = {"table": table(), "forward": forward_share(), **machine()}
-    path = Path(__file__).resolve().parent.parent / "results" / f"rope_{jax.default_backend()}.json"
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(path)
+    path = RESULTS / f"rope_{jax.default_backend()}.json"
+    write_json(path, result)
     ratios, forward = result["table"]["ratio_to_torch"], result["forward"]
     print(f"table of {POSITIONS:,} positions x {PAIRS} pairs, time relative to PyTorch float32:")
-    for name, ratio in ratios.items():
-        print(f"  {name:<18} {ratio:5.2f}   {result['table']['milliseconds'][name]:7.2f} ms")
+    for name, value in ratios.items():
+        print(f"  {name:<18} {value:5.2f}   {result['table']['milliseconds'][name]:7.2f} ms")
     print(
         f"cos_sin is computed {forward['times_computed']:.2f} times in a {TOKENS:,}-token forward, "
         f"{forward['share_of_cos_sin']:.3%} of its time"
