@@ -146,11 +146,12 @@ def _mark(axis, text: str, x: float | None = None, y: float | None = None) -> No
         axis.annotate(text, (0.99, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right", **name)
 
 
-def _band(axis, x, values: np.ndarray, label: str) -> None:
-    """The mean over seeds (axis 0) as a line, one standard deviation either side as a band."""
+def _band(axis, x, values: np.ndarray, label: str, most: float = np.inf) -> None:
+    """The mean over seeds (axis 0) as a line, one standard deviation either side as a band up to `most`."""
     mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
     axis.plot(x, mean, label=label, **style(label))
-    axis.fill_between(x, mean - deviation, mean + deviation, color=style(label)["color"], alpha=0.12, lw=0)
+    high = np.minimum(mean + deviation, most)
+    axis.fill_between(x, mean - deviation, high, color=style(label)["color"], alpha=0.12, lw=0)
 
 
 def _by_task(panels: Mapping[str, Mapping[str, np.ndarray]], title: str):
@@ -181,12 +182,12 @@ def accuracy_by_position_plot(
         for label, values in lines.items():
             points = values.shape[1] // smooth
             means = values[:, : points * smooth].reshape(len(values), points, smooth).mean(axis=2)
-            _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label)
+            _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label, most=100)
         _mark_training_length(axis, train_length)
         _mark(axis, "ceiling of the two-token shortcut", y=100 * ceilings[task][1])
         axis.set_xlabel(f"token of the sequence, {smooth} to a point")
         axis.set_ylim(0, 108)
-    axes[0].set_ylabel("accuracy (%), mean ± standard deviation over seeds")
+    axes[0].set_ylabel("accuracy (%), mean ± s.d. over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
 
@@ -204,6 +205,8 @@ def validation_loss_plot(
             _band(axis, epochs, values, label)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("validation loss (nats a token), mean ± standard deviation")
+    axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
