@@ -1,4 +1,4 @@
-"""Eight simulated devices, rank promotion an error everywhere, and fixtures for strict and 64-bit numerics."""
+"""Eight simulated devices, rank promotion an error everywhere, fixtures for strict and 64-bit numerics."""
 
 import json
 import os
