@@ -165,7 +165,7 @@ def write_results(folder: Path, config: Config, results: dict, encodings: dict) 
 
     longest = max(config.lengths)
     written: dict = {"table_lengths": report.doubling(min(config.lengths), longest), "corpora": {}}
-    rows = []
+    rows, positions = [], []
     for corpus, by_label in results.items():
         figures = [row for label, r in by_label.items() for row in report.figures(label, encodings[label], r)]
         differences = []
@@ -176,6 +176,8 @@ def write_results(folder: Path, config: Config, results: dict, encodings: dict) 
                 differences += [report.difference(label, a[n], plain, b[n]) for n in written["table_lengths"]]
         written["corpora"][corpus] = {"rows": figures, "differences": differences}
         rows += [{"corpus": corpus, **row} for row in figures]
+        for label, by_length in by_label.items():
+            positions += [{"corpus": corpus, **row} for row in report.positions(label, by_length[longest])]
     records = {
         label: rope.to_record(rope.frequencies(spec, length=longest), spec)
         for label, spec in encodings.items()
@@ -184,6 +186,7 @@ def write_results(folder: Path, config: Config, results: dict, encodings: dict) 
     train_length = next((s.train_length for s in encodings.values() if s.train_length), None)
     report.perplexity_panels(results, folder / "perplexity.png", train_length)
     write_text(folder / "perplexity.csv", report.csv_text(rows))
+    write_text(folder / "positions.csv", report.csv_text(positions))
     write_json(folder / "perplexity.json", written)
 
 

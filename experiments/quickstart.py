@@ -187,6 +187,8 @@ def write_results(folder: Path, config: Config, rows, results, provenance) -> No
     title = f"Trained at {config.train_length} bytes, extended to {config.length} (held-out text)"
     report.perplexity_plot(results, folder / "perplexity.png", config.train_length, title, unit="byte")
     write_text(folder / "perplexity.csv", report.csv_text(figures))
+    by_position = [row for label in results for row in report.positions(label, results[label][config.length])]
+    write_text(folder / "positions.csv", report.csv_text(by_position))
     write_text(folder / "report.md", report_text(result, config))
     write_json(folder / "perplexity.json", result)
 

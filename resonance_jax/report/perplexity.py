@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from resonance_jax.evaluate.bootstrap import paired_difference
-from resonance_jax.evaluate.perplexity import Perplexity
+from resonance_jax.evaluate.perplexity import BIN, Perplexity
 from resonance_jax.rope import RopeSpec
 
 
@@ -29,6 +31,23 @@ def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> 
                 "tokens": result.tokens,
                 "windows": result.windows,
                 "documents": result.documents,
+            }
+        )
+    return rows
+
+
+def positions(label: str, result: Perplexity) -> list[dict[str, Any]]:
+    """Perplexity by position in the window, one row a bin of BIN positions in which something was scored."""
+    rows = []
+    for index in np.flatnonzero(result.position_scored):
+        scored = int(result.position_scored[index])
+        rows.append(
+            {
+                "encoding": label,
+                "length": result.length,
+                "from_position": int(index) * BIN,
+                "perplexity": float(np.exp(result.position_nll[index] / scored)),
+                "tokens": scored,
             }
         )
     return rows

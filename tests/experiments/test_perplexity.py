@@ -1,5 +1,6 @@
 """The perplexity study as its user runs it: a checkpoint directory in, the figure out, killed on the way."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -70,6 +71,9 @@ def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(input
     rows = results[0]["corpora"][inputs["corpus"]]["rows"]
     assert len(rows) == 15 and {row["documents"] for row in rows} == {5}
     assert all(np.isfinite(row["perplexity"]) and row["stride"] == 16 for row in rows)
+    bins = list(csv.DictReader((tmp_path / "whole" / "positions.csv").open()))
+    assert sum(int(row["tokens"]) for row in bins) == sum(r["tokens"] for r in rows if r["length"] == 128)
+    assert {row["from_position"] for row in bins} == {"0", "64"}
     assert (tmp_path / "whole" / "perplexity.png").read_bytes()[:4] == b"\x89PNG"
 
 
