@@ -22,9 +22,9 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.parameters import create
 from resonance_jax.train import memory
-from resonance_jax.train.loop import Evaluator, Progress, run_loop
+from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
 from resonance_jax.train.optimizer import OptimizerConfig, make_optimizer
-from resonance_jax.train.state import new_state
+from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import METRICS, Batch, train_step
 
 
@@ -144,11 +144,79 @@ def _refuse_too_many(compiled, runs: int, mesh: Mesh, mapped: str) -> None:
     )
 
 
+class Program:
+    """The compiled program of E runs: `first` states, and `advance`, which trains them some steps.
+
+    Arguments as fit_many's. Compiled here, before anything is made; raises ValueError when the counts differ
+    and when the runs need more memory than is free.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        seeds: Sequence[int],
+        train_freqs: rope.Frequencies | Sequence[rope.Frequencies],
+        batches: Callable[[int], Any],
+        training: TrainConfig,
+        examples: Batch | None = None,
+        params: Any = None,
+    ):
+        if not isinstance(train_freqs, rope.Frequencies):
+            train_freqs = stack_frequencies(train_freqs)
+        runs, encodings = len(seeds), len(train_freqs.wavelength)
+        if encodings != runs:
+            raise ValueError(f"{runs} seeds for {encodings} encodings; expected one a run.")
+        self._batches, self._steps_per_call = batches, training.steps_per_call
+        self._keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+        self._params, self._create = params, jax.jit(jax.vmap(functools.partial(create, config)))
+        tx = make_optimizer(training.optimizer, training.steps)
+        self._state = jax.jit(jax.vmap(lambda params, key: new_state(params, tx, jax.random.fold_in(key, 1))))
+        mesh = _run_mesh(runs)
+        self._by_run = NamedSharding(mesh, P("runs"))
+        self._freqs = jax.device_put(train_freqs, self._by_run)
+        self._examples = jax.device_put(examples, NamedSharding(mesh, P()))
+        batch = jax.tree.map(np.asarray, batches(0))
+        rows = batch["tokens"] if examples is None else batch
+        shared = rows.ndim == (2 if examples is None else 1)
+        tokens = rows.size * (1 if examples is None else examples["tokens"].shape[1])
+        self.tokens_per_step = tokens * (runs if shared else 1)
+        mapped = training.mapped
+        if mapped == "auto":
+            mapped = "map" if jax.default_backend() == "cpu" else "vmap"
+        self._run = _program(config, training, mapped, mesh, shared)
+        compiled = self._run.lower(self.like(), *self._arguments(0, 1)).compile()
+        _refuse_too_many(compiled, runs, mesh, mapped)
+
+    def like(self) -> TrainState:
+        """The states [E] as shapes and where they lie."""
+        params = jax.eval_shape(self._create, self._keys) if self._params is None else self._params
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._by_run),
+            jax.eval_shape(self._state, params, self._keys),
+        )
+
+    def first(self) -> TrainState:
+        """The states [E] that training begins with."""
+        params = self._create(self._keys) if self._params is None else self._params
+        return jax.device_put(self._state(params, self._keys), self._by_run)
+
+    def _arguments(self, start: int, count: int) -> tuple:
+        # One shape for every call: the last batch is repeated up to steps_per_call.
+        steps = [self._batches(start + min(i, count - 1)) for i in range(self._steps_per_call)]
+        batches = jax.tree.map(lambda *rows: np.stack(rows), *steps)
+        return self._freqs, batches, self._examples, np.int32(count)
+
+    def advance(self, states: TrainState, start: int, count: int):
+        """(states, metrics [count, E]) after steps start … start + count - 1. Donates the states given."""
+        states, metrics = self._run(states, *self._arguments(start, count))
+        return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}
+
+
 def fit_many(
     config: DecoderConfig,
     seeds: Sequence[int],
     train_freqs: rope.Frequencies | Sequence[rope.Frequencies],
-    batches: Callable[[int], Batch],
+    batches: Callable[[int], Any],
     training: TrainConfig,
     run_dir: str | Path,
     *,
@@ -170,59 +238,17 @@ def fit_many(
     """
     if not isinstance(train_freqs, rope.Frequencies):
         train_freqs = stack_frequencies(train_freqs)
-    runs = len(seeds)
-    if len(train_freqs.wavelength) != runs:
-        raise ValueError(f"{runs} seeds for {len(train_freqs.wavelength)} encodings; expected one a run.")
-    tx = make_optimizer(training.optimizer, training.steps)
-    mesh = _run_mesh(runs)
-    by_run, everywhere = NamedSharding(mesh, P("runs")), NamedSharding(mesh, P())
-    keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
-    first_params = jax.jit(jax.vmap(functools.partial(create, config)))
-
-    @jax.jit
-    def first_states(params, keys):
-        return jax.vmap(lambda p, key: new_state(p, tx, jax.random.fold_in(key, 1)))(params, keys)
-
-    first = jax.tree.map(np.asarray, batches(0))
-    rows = first if examples is not None else first["tokens"]
-    shared = rows.ndim == (2 if examples is None else 1)
-    mapped = training.mapped
-    if mapped == "auto":
-        mapped = "map" if jax.default_backend() == "cpu" else "vmap"
-    program = _program(config, training, mapped, mesh, shared)
-
-    def stacked(start, count):
-        """The batches of one call, the last one repeated up to steps_per_call."""
-        steps = [batches(start + min(i, count - 1)) for i in range(training.steps_per_call)]
-        return jax.tree.map(lambda *rows: np.stack(rows), *steps)
-
-    abstract = jax.eval_shape(first_params, keys) if params is None else params
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_run),
-        jax.eval_shape(first_states, abstract, keys),
-    )
-    freqs = jax.device_put(train_freqs, by_run)
-    examples = jax.device_put(examples, everywhere)
-    compiled = program.lower(abstract, freqs, stacked(0, 1), examples, np.int32(1)).compile()
-    _refuse_too_many(compiled, runs, mesh, mapped)
-    states = first_states(first_params(keys) if params is None else params, keys)
-    states = jax.device_put(states, by_run)
-
-    def advance(states, start, count):
-        states, metrics = program(states, freqs, stacked(start, count), examples, np.int32(count))
-        return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}
-
-    tokens_per_run = rows.size if examples is None else rows.size * examples["tokens"].shape[1]
+    program = Program(config, seeds, train_freqs, batches, training, examples, params)
     records = [rope.to_record(table) for table in unstack_frequencies(train_freqs)]
     states, history = run_loop(
-        advance,
-        states,
+        program.advance,
+        Fresh(program.like(), program.first),
         training.steps,
         run_dir,
         {"encodings": records, "seeds": list(seeds), **(meta or {})},
         steps_per_call=training.steps_per_call,
         save_seconds=training.save_seconds,
-        tokens_per_step=tokens_per_run * (runs if shared else 1),
+        tokens_per_step=program.tokens_per_step,
         evaluators=evaluators,
         progress=progress,
     )

@@ -16,7 +16,7 @@ from resonance_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 """tokens i32[B, T]; optional targets i32[B, T] (default tokens; -100: not scored; position t is predicted
-at t-1), segment_ids i32[B, T]."""
+at t-1; with T+1 of them the last token predicts too), segment_ids i32[B, T]."""
 
 METRICS = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats a token and the norms of its gradient and update, a number each."""
@@ -26,8 +26,10 @@ def summed_loss(config: DecoderConfig, params, batch: Batch, freqs: Frequencies,
     """Sum of next-token NLL in nats and the number of scored tokens, both f32[]."""
     tokens = batch["tokens"]
     x = hidden_states(config, params, tokens, freqs, segment_ids=batch.get("segment_ids"), key=key)
-    # Every position is scored, the last one against nothing: T stays what a mesh can cut.
-    targets = jnp.pad(batch.get("targets", tokens)[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    # Every position is scored, one without a target against nothing: T stays what a mesh can cut.
+    targets = batch.get("targets", tokens)[:, 1:]
+    missing = tokens.shape[1] - targets.shape[1]
+    targets = jnp.pad(targets, ((0, 0), (0, missing)), constant_values=-100)
     nll = linear_cross_entropy(x, head(config, params), targets)
     return nll.sum(), (targets != -100).sum().astype(nll.dtype)
 
