@@ -14,12 +14,8 @@ results/attention_cpu.json (or _gpu); exits with 1 when a target is missed.
 
 import argparse
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs its part of the card
@@ -27,36 +23,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import jax.numpy as jnp
 import numpy as np
+from beside import MIB, RESULTS, THREADS, interleaved, machine, medians, ratio
 
 from resonance_jax.files import write_json
 from resonance_jax.model import linear_cross_entropy
 from resonance_jax.model.attention import attention
-
-THREADS = 2
-MIB = 2**20
-
-
-def interleaved(contestants, repeats):
-    """Seconds of each contestant, repeat by repeat in turn: {name: [seconds]}."""
-    for run in contestants.values():
-        run()
-    seconds = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            time.sleep(0.05)  # PyTorch's threads spin a while after their work, and would slow the next one
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds, name, opponent):
-    """Median over the rounds of one contestant's time relative to another's in the same round."""
-    return statistics.median(a / b for a, b in zip(seconds[name], seconds[opponent], strict=True))
-
-
-def medians(seconds):
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def same(got, wanted, tolerance):
@@ -222,31 +193,6 @@ def attention_on_gpu(lengths, repeats, tokens=32_768, N=16, H=128):
     return rows
 
 
-def machine():
-    """Where and with what this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    installed = {}
-    for name in ("jax", "jaxlib", "numpy", "torch"):
-        try:
-            installed[name] = version(name)
-        except ImportError:
-            installed[name] = None
-    return {
-        "command": " ".join(["python", "benchmarks/attention.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": THREADS,
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "versions": installed,
-    }
-
-
 def on_cpu() -> tuple[dict, list[str]]:
     """All figures of the CPU, and the targets that were missed."""
     import torch
@@ -299,8 +245,7 @@ def main() -> int:
         result, missed = {"attention": rows}, []
     else:
         result, missed = on_cpu()
-    results = Path(__file__).resolve().parent.parent / "results"
-    path = arguments.out or results / f"attention_{'gpu' if arguments.gpu else 'cpu'}.json"
+    path = arguments.out or RESULTS / f"attention_{'gpu' if arguments.gpu else 'cpu'}.json"
     write_json(path, {**machine(), **result})
     print(f"written to {path}")
     if missed:
