@@ -35,7 +35,14 @@ def main(run: Callable[[Any], int | None], config: type | dict, description: str
         parsed = tyro.extras.overridable_config_cli(config, description=description)
     else:
         parsed = tyro.cli(config, description=description)
-    sys.exit(guarded(run, parsed))
+    code = guarded(run, parsed)
+    if code == 2:
+        # The writers of a checkpoint that failed may still be at work, and would print their own tracebacks
+        # while the interpreter shuts down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def guarded(run: Callable[[Any], int | None], config: Any) -> int:
