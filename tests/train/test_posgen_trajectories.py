@@ -1,5 +1,6 @@
 """PosGen's training against the reference, and many runs of it at once against each alone."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -26,6 +27,25 @@ def labelled(tokens) -> dict:
     return {"tokens": jnp.asarray(tokens), "targets": jnp.asarray(tokens).at[:, :5].set(-100)}
 
 
+@functools.cache
+def compiled(optimizer: train.OptimizerConfig, steps: int):
+    """All steps of a training on one batch, jitted once for every table."""
+    tx = make_optimizer(optimizer, steps)
+
+    @jax.jit
+    def run(params, batch, freqs):
+        step = lambda state, _: train_step(CONFIG, tx, state, batch, freqs)
+        return jax.lax.scan(step, new_state(params, tx, jax.random.key(0)), length=steps)
+
+    return run
+
+
+@jax.jit
+def loss(params, batch, freqs):
+    total, count = summed_loss(CONFIG, params, batch, freqs)
+    return total / count
+
+
 @pytest.mark.parametrize("mlp", ["frozen", "trained"])
 @pytest.mark.parametrize("id", ["rotary_hf", "rotary_resonance_yarn"])
 def test_the_reference_s_trajectory(goldens, weights, tokens, id, mlp):
@@ -38,20 +58,12 @@ def test_the_reference_s_trajectory(goldens, weights, tokens, id, mlp):
         warmup=entry["pct_start"],
         freeze=MLP if mlp == "frozen" else (),
     )
-    steps = entry["total_steps"]
-    tx = make_optimizer(optimizer, steps)
     trained_with, evaluated_with = TYPES[id]
-    batch = labelled(tokens[:, :65])
-
-    @jax.jit
-    def run(state):
-        step = lambda state, _: train_step(CONFIG, tx, state, batch, trained_with)
-        return jax.lax.scan(step, state, length=steps)
-
-    state, metrics = run(new_state(weights, tx, jax.random.key(0)))
+    run = compiled(optimizer, entry["total_steps"])
+    state, metrics = run(weights, labelled(tokens[:, :65]), trained_with)
     np.testing.assert_allclose(metrics["loss"], golden["loss"], rtol=0, atol=LOSS)
-    total, count = jax.jit(lambda p: summed_loss(CONFIG, p, labelled(tokens), evaluated_with))(state.params)
-    np.testing.assert_allclose(total / count, golden["eval_loss_extended"], rtol=0, atol=LOSS)
+    extended = loss(state.params, labelled(tokens), evaluated_with)
+    np.testing.assert_allclose(extended, golden["eval_loss_extended"], rtol=0, atol=LOSS)
 
     names = sorted(goldens.find("t5_posgen.npz", "weights")[1])
     norms = dict(zip(names, golden["final_param_norms"], strict=True))
@@ -87,8 +99,8 @@ def test_each_run_equals_itself_alone_over_50_steps_and_all_compile_once(tmp_pat
     many._program.cache_clear()
     together = fit(SEEDS, TABLES, tmp_path / "together")[0]
     assert len(traces) == 1 and together.shape == (50, 4)
-    for e, (seed, freqs) in enumerate(zip(SEEDS, TABLES, strict=True)):
-        alone, _ = fit([seed], [freqs], tmp_path / str(e))
+    for e in (0, 3):
+        alone, _ = fit([SEEDS[e]], [TABLES[e]], tmp_path / str(e))
         np.testing.assert_allclose(together[:, e], alone[:, 0], rtol=1e-5)
     assert np.abs(together[-1, :2] - together[-1, 2:]).min() > 1e-3  # another seed is another run
     assert np.abs(together[-1, 0] - together[-1, 1]) > 1e-4  # another table too
@@ -108,13 +120,22 @@ def test_rows_are_a_function_of_seed_and_step_and_cover_each_epoch():
         train.Rows(0, 8, [1])
 
 
-def test_a_row_that_is_not_there_changes_nothing():
-    given = jax.tree.map(lambda x: x[np.array([4, 7])], EXAMPLES)
-    padded = many._batch({name: jnp.asarray(x) for name, x in EXAMPLES.items()}, jnp.array([4, 7, -1, -1]))
+def test_nothing_of_a_row_that_is_not_there_is_scored():
+    examples = {name: jnp.asarray(x) for name, x in EXAMPLES.items()}
+    batch = many._batch(examples, jnp.array([4, 7, -1]))
+    np.testing.assert_array_equal(batch["tokens"][:2], examples["tokens"][np.array([4, 7])])
+    np.testing.assert_array_equal(batch["targets"][:2], examples["targets"][np.array([4, 7])])
+    assert (batch["targets"][2] == -100).all()
+    unlabelled = many._batch({"tokens": examples["tokens"]}, jnp.array([4, -1]))
+    np.testing.assert_array_equal(unlabelled["targets"][0], examples["tokens"][4])
+
+
+def test_a_last_target_beyond_the_tokens_is_predicted_too():
+    """64 positions read and 64 predicted is what 65 read and 64 predicted is."""
+    whole = {name: jnp.asarray(x[:6]) for name, x in EXAMPLES.items()}
+    shorter = {"tokens": whole["tokens"][:, :-1], "targets": whole["targets"]}
     params = many.create(CONFIG, jax.random.key(0))
-    sums = [summed_loss(CONFIG, params, batch, TABLES[0]) for batch in (given, padded)]
-    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
-    assert sums[0][1] == 2 * 20
+    np.testing.assert_allclose(loss(params, whole, TABLES[0]), loss(params, shorter, TABLES[0]), rtol=1e-6)
 
 
 def test_more_runs_than_memory_holds_are_refused_before_anything_is_made(tmp_path, monkeypatch):
