@@ -16,6 +16,7 @@ from flax import nnx
 from resonance_jax import rope
 from resonance_jax.model import parameters
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.dropout import dropout
 from resonance_jax.model.lora import Adapted
 from resonance_jax.model.mesh_axes import automatic_axes
 from resonance_jax.model.sequence import attention
@@ -52,13 +53,6 @@ def dense(x: jax.Array, weight: jax.Array | Adapted, key: jax.Array | None = Non
         return product(x, weight)
     low = product(dropout(x, weight.dropout, key), weight.a)
     return product(x, weight.weight) + product(low, weight.b) * jnp.asarray(weight.scale, x.dtype)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero a share of x and scale the rest up; x itself without a key."""
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from resonance_jax.model.dropout import dropout as drop
+
 
 def xla_attention(
     q: Array,
@@ -29,9 +31,7 @@ def xla_attention(
     seen = _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids)[:, None, None]
     weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(wide).min), axis=-1)
     weights = jnp.where(seen, weights, 0)  # where nothing is seen, softmax is uniform
-    if dropout:
-        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - dropout), 0)
+    weights = drop(weights, dropout, key)
     out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=wide)
     return out.reshape(B, T, N, H).astype(q.dtype)
 
