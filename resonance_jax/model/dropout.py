@@ -14,7 +14,8 @@ from jax.extend.random import threefry_2x32
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """x [B, ...] with each number zeroed with probability `rate`, the others scaled up.
 
-    The probability is the nearest 65,536th to `rate`, and the scale its exact counterpart. Without a key nothing happens.
+    The probability is the nearest 65,536th to `rate`, and the scale its exact counterpart.
+    Without a key nothing happens.
     """
     if not rate or key is None:
         return x
