@@ -207,7 +207,7 @@ def save_hf(
     try:
         placed, size = {}, 0
         for number, names in enumerate(shards, start=1):
-            arrays = {name: _stored(params, *wanted[name][:2]) for name in names}
+            arrays = {name: stored(params, *wanted[name][:2]) for name in names}
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
             file = file if len(shards) > 1 else "model.safetensors"
             placed |= dict.fromkeys(names, file)
@@ -275,7 +275,7 @@ def _shards(
     return shards
 
 
-def _stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
+def stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
     """One tensor as Hugging Face stores it, on the host."""
     leaf = params
     for key in path.split("/"):

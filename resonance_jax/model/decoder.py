@@ -55,8 +55,13 @@ def dense(x: jax.Array, weight: jax.Array | Adapted, key: jax.Array | None = Non
     return product(x, weight.weight) + product(low, weight.b) * jnp.asarray(weight.scale, x.dtype)
 
 
-def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None):
-    """One pre-norm block: x [B, T, D] -> [B, T, D]. `p` holds one layer's parameters."""
+def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None, tap=None):
+    """One pre-norm block: x [B, T, D] -> [B, T, D]. `p` holds one layer's parameters.
+
+    tap(name, value): called with "q" and "k" [B, T, N or K, H] after rotation and with what attention and
+    MLP add to the stream, "attention" and "mlp" [B, T, D]: for who compares layer by layer.
+    """
+    tap = tap or (lambda name, value: value)
     c = config
     B, T, _ = x.shape
     keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
@@ -70,8 +75,8 @@ def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=N
     k = linear("k", h).reshape(B, T, c.n_kv_heads, c.head_dim)
     v = linear("v", h).reshape(B, T, c.n_kv_heads, c.head_dim)
     out = attention(
-        rope.rotate(q, cos, sin, c.rope_layout),
-        rope.rotate(k, cos, sin, c.rope_layout),
+        tap("q", rope.rotate(q, cos, sin, c.rope_layout)),
+        tap("k", rope.rotate(k, cos, sin, c.rope_layout)),
         v,
         window=c.window,
         segment_ids=segment_ids,
@@ -80,13 +85,15 @@ def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=N
         key=keys[0],
         kernel=c.kernel,
     )
-    x = constrain(x + dropout(linear("o", out.reshape(B, T, -1)), c.dropout, keys[1]), ACTIVATIONS)
+    out = tap("attention", linear("o", out.reshape(B, T, -1)))
+    x = constrain(x + dropout(out, c.dropout, keys[1]), ACTIVATIONS)
     h = rms_norm(x, p["mlp_norm"], c.norm_eps)
     if c.mlp == "swiglu":
         h = jax.nn.silu(linear("gate", h)) * linear("up", h)
     else:
         h = dropout(jax.nn.relu(linear("up", h)), c.dropout, keys[2])
-    return constrain(x + dropout(linear("down", h), c.dropout, keys[3]), ACTIVATIONS)
+    out = tap("mlp", linear("down", h))
+    return constrain(x + dropout(out, c.dropout, keys[3]), ACTIVATIONS)
 
 
 def _remat(config: DecoderConfig, fn):
