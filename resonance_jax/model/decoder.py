@@ -58,7 +58,7 @@ def dense(x: jax.Array, weight: jax.Array | Adapted, key: jax.Array | None = Non
 def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None, tap=None):
     """One pre-norm block: x [B, T, D] -> [B, T, D]. `p` holds one layer's parameters.
 
-    tap(name, value): called with "q" and "k" [B, T, N or K, H] after rotation and with what attention and
+    tap(name, value) -> value: given "q" and "k" [B, T, N or K, H] after rotation and what attention and
     MLP add to the stream, "attention" and "mlp" [B, T, D]: for who compares layer by layer.
     """
     tap = tap or (lambda name, value: value)
