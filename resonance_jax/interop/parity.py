@@ -1,0 +1,278 @@
+"""Our decoder against PyTorch, tensor by tensor: is a checkpoint computed right, and where does it go wrong?
+
+The verdict is taken in float64 with one pair of cos and sin tables on both sides: nothing can hide in
+rounding. The tables themselves are compared first, so that a wrong ramp or base is named as what it is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resonance_jax import rope
+from resonance_jax.interop import torch_rope
+from resonance_jax.interop.hf_weights import load_hf, stored, tensors
+from resonance_jax.interop.torch_llama import TorchLlama
+from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.decoder import forward, head, hidden_states, layer, rms_norm
+from resonance_jax.model.loss import linear_cross_entropy
+
+DTYPES = ("float64", "float32", "bfloat16")
+FLOAT64 = 1e-9
+FLOAT32 = {"logits": 2e-4, "loss": 5e-5, "gradient": 1e-3}
+"""Absolute; a gradient's is relative to its norm, another tensor's as the logits', times its own size."""
+BINS = 64
+PARTS = ("q", "k", "attention", "mlp", "residual")
+"""Of a layer, in the order of computation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """One tensor on both sides. error: the largest difference (a gradient's: of norms, relative). size: the
+    root mean square of PyTorch's. tolerance: None where nothing is decided. by_position: the largest error
+    in each of up to BINS stretches of the sequence, where it has positions."""
+
+    encoding: str
+    length: int
+    dtype: str
+    precision: str
+    name: str
+    error: float
+    size: float
+    tolerance: float | None
+    wrong: bool
+    by_position: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """What float32 phases cost PyTorch at a length: largest error of its own cos and sin against exact ones,
+    and the change of its float32 logits that follows."""
+
+    encoding: str
+    length: int
+    source: str
+    cos_sin: float
+    logits: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Every comparison that was made, in order."""
+
+    taps: list[Tap]
+    phases: list[Phases]
+
+    @property
+    def first_wrong(self) -> Tap | None:
+        return next((tap for tap in self.taps if tap.wrong), None)
+
+    @property
+    def ok(self) -> bool:
+        return self.first_wrong is None
+
+    def verdict(self) -> str:
+        """One sentence."""
+        decided = [tap for tap in self.taps if tap.tolerance is not None]
+        wrong = self.first_wrong
+        if wrong is None:
+            worst = max(decided, key=lambda tap: tap.error / tap.tolerance)
+            return (
+                f"{len(decided)} tensors agree; the nearest to its tolerance is {worst.name} "
+                f"({worst.encoding}, {worst.length} positions, {worst.dtype}): {worst.error:.1e} of "
+                f"{worst.tolerance:.0e}."
+            )
+        count = sum(tap.wrong for tap in decided)
+        return (
+            f"{count} of {len(decided)} tensors differ; the first wrong one is {wrong.name} "
+            f"({wrong.encoding}, {wrong.length} positions, {wrong.dtype}): off by {wrong.error:.1e}, "
+            f"allowed {wrong.tolerance:.0e}."
+        )
+
+
+def parity(
+    path: str | Path,
+    spec: rope.RopeSpec | Sequence[rope.RopeSpec] | None = None,
+    lengths: Iterable[int] | None = None,
+    dtype: str | Sequence[str] = "float64",
+    *,
+    reference: str | Path | None = None,
+    gradients: bool = False,
+    tokens: np.ndarray | None = None,
+    seed: int = 0,
+) -> Parity:
+    """Run our decoder and transformers' on the same tokens and compare every part of them.
+
+    path: a Hugging Face LLaMA or Mistral directory, which our decoder reads. reference: the one that
+    PyTorch reads, by default the same. spec: encodings to compare under; None: ours is what path's
+    config.json states, PyTorch's what reference's does. lengths: in positions; by default half, once and
+    eight times the training length. dtype: one or more of DTYPES; "float64" at FLOAT64, "float32" at
+    FLOAT32 under the highest matmul precision and, undecided, under the default one; "bfloat16" undecided.
+    tokens: i32[B, at least the longest length]; by default one random row of `seed`. Raises ValueError for
+    what load_hf refuses, an unknown dtype, a length under 2, and tokens that are too short.
+    """
+    dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
+    if not dtypes or set(dtypes) - set(DTYPES):
+        raise ValueError(f"unknown dtype among {dtypes}; expected {', '.join(DTYPES)}.")
+    stated = load_hf(path).rope if spec is None or lengths is None else None
+    specs = [stated] if spec is None else [spec] if isinstance(spec, rope.RopeSpec) else list(spec)
+    if lengths is None:
+        trained = specs[0].train_length or stated.train_length
+        if trained is None:
+            raise ValueError("the encoding states no training length; give lengths=, in positions.")
+        lengths = (trained // 2, trained, 8 * trained)
+    lengths = sorted(set(int(n) for n in lengths))
+    if not lengths or lengths[0] < 2:
+        raise ValueError(f"lengths must be at least 2 positions, got {lengths}.")
+    if tokens is not None and tokens.shape[1] < lengths[-1]:
+        raise ValueError(f"tokens have {tokens.shape[1]} positions, but {lengths[-1]} are to be compared.")
+    taps, phases = [], []
+    for one in dtypes:
+        with jax.enable_x64(one == "float64"):
+            lm, theirs = load_hf(path, dtype=one), TorchLlama(reference or path, one)
+            if tokens is None:
+                rows = np.random.default_rng(seed).integers(0, lm.config.vocab_size, (1, lengths[-1]))
+            else:
+                rows = tokens
+            for encoding in specs:
+                for length in lengths:
+                    own = None if spec is None else encoding
+                    part = rows[:, :length].astype(np.int32)
+                    found = _compare(lm, theirs, encoding, own, part, one, gradients)
+                    taps += found[0]
+                    phases += found[1]
+    return Parity(taps, phases)
+
+
+def _compare(lm, theirs: TorchLlama, spec, given, tokens: np.ndarray, dtype: str, gradients: bool):
+    """([Tap], [Phases]) of one encoding at one length. given: None where PyTorch reads its own config."""
+    length = tokens.shape[1]
+    freqs = rope.frequencies(spec, length)
+    if given is None:
+        table = torch_rope.transformers_table(theirs.config, length)
+    else:
+        table = torch_rope.table(given, length)
+    here = functools.partial(Tap, spec.title, length, dtype)
+    taps = []
+    if dtype != "bfloat16":
+        stated = np.asarray(table.inv_freq), np.float64(table.attention_factor)
+        ours = freqs.inv_freq64, np.float64(freqs.attention_factor)
+        names, relative = (f"inv_freq ({table.source})", "attention factor"), (table.rtol, 1e-6)
+        for name, a, b, rtol in zip(names, ours, stated, relative, strict=True):
+            gap = np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float64).tiny)
+            taps.append(here("-", name, float(gap.max()), _size(b), rtol, not _close(a, b, rtol=rtol)))
+    tables = tuple(np.asarray(x) for x in rope.cos_sin(freqs, np.arange(length), _wide(dtype)))
+    expected = dict(theirs.run(tokens, tables, gradients))
+    for precision in ("highest",) if dtype != "float32" else ("highest", "default"):
+        with jax.default_matmul_precision(precision):
+            for name, value in our_taps(lm, tokens, freqs, gradients):
+                tap = _tap(name, np.asarray(value), expected[name], dtype, precision == "highest")
+                taps.append(here(precision, *tap))
+    return taps, [_phases(theirs, spec, table, tokens, expected["logits"])] if dtype == "float32" else []
+
+
+def our_taps(lm, tokens: np.ndarray, freqs: rope.Frequencies, gradients: bool = False) -> Iterator:
+    """(name, value) of every part of our decoder; names and shapes as TorchLlama.run's.
+
+    Layers run one by one; the logits are those of model.forward itself.
+    """
+    config, params = lm.config, lm.params
+    dtype = params["embed"].dtype
+    x = params["embed"][tokens]
+    yield "embedding", x
+    cos, sin = rope.cos_sin(freqs, np.arange(tokens.shape[1]), _wide(dtype))
+    for i in range(config.n_layers):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        x, taps = _layer(config, own, x, cos, sin)
+        yield from ((f"layer {i} {name}", taps[name]) for name in PARTS)
+    yield "norm", rms_norm(x, params["final_norm"], config.norm_eps)
+    yield "logits", _logits(config, params, tokens, freqs)
+    loss, grads = _loss(config, params, tokens, freqs, gradients)
+    yield "loss", loss
+    if gradients:
+        for name, (where, index, _) in tensors(config).items():
+            yield f"gradient of {name}", stored(grads, where, index)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(config: DecoderConfig, p, x, cos, sin):
+    taps: dict[str, jax.Array] = {}
+
+    def tap(name, value):
+        taps[name] = value
+        return value
+
+    out = layer(config, p, x, cos, sin, tap=tap)
+    return out, {**taps, "residual": out}
+
+
+_logits = jax.jit(forward, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _loss(config: DecoderConfig, params, tokens, freqs, gradients: bool):
+    def mean(params):
+        x = hidden_states(config, params, tokens, freqs)
+        return linear_cross_entropy(x[:, :-1], head(config, params), tokens[:, 1:]).mean()
+
+    return jax.value_and_grad(mean)(params) if gradients else (mean(params), None)
+
+
+def _wide(dtype):
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def _size(x) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def _close(ours, theirs, **tolerance) -> bool:
+    """chex's verdict; a number that is not finite never agrees."""
+    try:
+        chex.assert_trees_all_close(ours, theirs, **({"rtol": 0, "atol": 0} | tolerance))
+        chex.assert_tree_all_finite(ours)
+    except AssertionError:
+        return False
+    return True
+
+
+def _tap(name: str, ours: np.ndarray, theirs: np.ndarray, dtype: str, decided: bool) -> tuple:
+    """The fields of a Tap from `name` on."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    chex.assert_equal_shape([a, b])
+    size, gap = _size(b), np.abs(a - b)
+    tolerance = _tolerance(name, size, dtype) if decided else None
+    along: tuple[float, ...] = ()
+    if name.startswith("gradient"):
+        # By norms: one number of a gradient says little.
+        a, b = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30), np.float64(0)
+        gap = np.abs(a)
+    elif b.ndim > 1:
+        by_position = gap.max(axis=(0, *range(2, gap.ndim)))
+        along = tuple(float(part.max()) for part in np.array_split(by_position, min(BINS, len(by_position))))
+    wrong = tolerance is not None and not _close(a, b, atol=tolerance)
+    return name, float(gap.max()), size, tolerance, wrong, along
+
+
+def _tolerance(name: str, size: float, dtype: str) -> float | None:
+    if dtype == "float64":
+        return FLOAT64
+    if dtype == "bfloat16":
+        return None
+    kind = name.split(" ")[0]
+    return FLOAT32[kind] if kind in FLOAT32 else FLOAT32["logits"] * max(1.0, size)
+
+
+def _phases(theirs: TorchLlama, spec, table, tokens: np.ndarray, logits: np.ndarray) -> Phases:
+    """How far PyTorch's own float32 phases are from exact ones, and what that does to the logits."""
+    length = tokens.shape[1]
+    own = [np.asarray(x) for x in torch_rope.cos_sin(table.inv_freq, table.attention_factor, length)]
+    exact = rope.cos_sin(rope.frequencies(spec, length), np.arange(length))
+    gap = max(float(np.abs(a - np.asarray(b)).max()) for a, b in zip(own, exact, strict=True))
+    moved = dict(theirs.run(tokens, tuple(own)))["logits"]
+    return Phases(spec.title, length, table.source, gap, float(np.abs(moved - logits).max()))
