@@ -136,21 +136,16 @@ def encodings_of(config: Config, name: str, lm, checkpoints: int) -> dict:
         if method == "own":
             spec, title = own, f"{own.title} (own)"
         else:
-            resonance, method = method.startswith("resonance-"), method.removeprefix("resonance-")
-            train_length = config.train_length or own.train_length
-            takes = {"linear", "ntk", "ntk_by_parts", "yarn", "llama3", "proportional"}
-            if own.method == method:
-                spec = dataclasses.replace(own, resonance=resonance)
-            else:
-                spec = rope.RopeSpec(
-                    method=method,
-                    head_dim=own.head_dim,
-                    base=own.base,
-                    partial_rotary_factor=own.partial_rotary_factor,
-                    train_length=train_length,
-                    resonance=resonance,
-                    **({"scale": config.scale} if method in takes else {}),
-                )
+            spec = rope.named(
+                method,
+                head_dim=own.head_dim,
+                base=own.base,
+                partial_rotary_factor=own.partial_rotary_factor,
+                train_length=config.train_length or own.train_length,
+                scale=config.scale,
+            )
+            if spec.method == own.method:
+                spec = dataclasses.replace(own, resonance=spec.resonance)
             title = spec.title
         specs[title if checkpoints == 1 else f"{title}, {name}"] = spec
     return specs

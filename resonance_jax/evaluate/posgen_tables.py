@@ -12,7 +12,6 @@ that train with the same table share their trainings: train once, evaluate under
 """
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 
 from resonance_jax import rope
@@ -43,13 +42,6 @@ def encoding(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown PosGen protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}.")
-    plain = name.lower().replace("-", "_")
-    resonance = plain.split("_")[0] == "resonance"
-    method = plain.removeprefix("resonance").removeprefix("_")
-    method = "default" if method in ("", "rope", "none") else method
-    if method not in rope.METHODS:
-        known = ", ".join(["rope", *(m.replace("_", "-") for m in rope.METHODS if m != "default")])
-        raise ValueError(f"unknown encoding {name!r}; expected one of {known}, or resonance-<one of them>.")
     stated, seen = (length + 1, train_length + 1) if protocol == "release" else (length, train_length)
     settings = {
         "scale": stated / seen,
@@ -57,22 +49,15 @@ def encoding(
         "beta_fast": 32.0 if protocol == "paper" else 2.0,
         "beta_slow": 1.0,
         "short_factor": (1.0,) * (head_dim // 2),
+        "head_dim": head_dim,
         **{key: value for key, value in options.items() if value is not None},
     }
-    takes = _takes(method)
-    chosen = {key: value for key, value in settings.items() if key in takes}
-    spec = rope.RopeSpec(method, head_dim=head_dim, resonance=resonance, **chosen)
+    spec = rope.named(name, **settings)
     if protocol == "paper":
         train = rope.frequencies(spec, length=train_length)
     else:
-        train = rope.frequencies(rope.RopeSpec(head_dim=head_dim, resonance=resonance))
+        train = rope.frequencies(rope.RopeSpec(head_dim=head_dim, resonance=spec.resonance))
     return Encoding(spec, train, rope.frequencies(spec, length=stated))
-
-
-def _takes(method: str) -> set[str]:
-    """The settings of a rule: its parameters, and YaRN's where it passes them on."""
-    names = set(inspect.signature(rope.METHODS[method]).parameters)
-    return names | _takes("yarn") - {"scale"} if "options" in names else names
 
 
 def training_groups(encodings: Sequence[Encoding]) -> list[list[int]]:

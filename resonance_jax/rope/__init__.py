@@ -16,6 +16,7 @@ from resonance_jax.rope.spec import (
     fingerprint,
     frequencies,
     from_record,
+    named,
     same,
     to_record,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "from_hf",
     "from_inv_freq",
     "from_record",
+    "named",
     "resonance",
     "rotate",
     "same",

@@ -100,6 +100,24 @@ def _settings(method: str) -> frozenset[str]:
     return frozenset(names - {"dim", "base", "options"})
 
 
+def named(name: str, **settings) -> RopeSpec:
+    """The encoding of a name such as "rope", "yarn", "resonance-yarn" or "resonance-dynamic-ntk".
+
+    settings: fields of RopeSpec. One set of them serves many names: those that the method does not take, and
+    those that are None, are left out. Raises ValueError for an unknown name.
+    """
+    plain = name.lower().replace("-", "_")
+    resonance = plain.split("_")[0] == "resonance"
+    method = plain.removeprefix("resonance").removeprefix("_")
+    method = "default" if method in ("", "rope", "none") else method
+    if method not in METHODS:
+        known = ", ".join(["rope", *(m.replace("_", "-") for m in METHODS if m != "default")])
+        raise ValueError(f"unknown encoding {name!r}; expected one of {known}, or resonance-<one of them>.")
+    takes = _settings(method) | _COMMON | {"train_length"}
+    chosen = {key: value for key, value in settings.items() if key in takes and value is not None}
+    return RopeSpec(**(chosen | {"method": method, "resonance": resonance}))
+
+
 _COMMON = {"method", "head_dim", "base", "resonance", "partial_rotary_factor"}
 _WHOLE = ("head_dim", "train_length", "length")
 _SWITCHES = ("resonance", "truncate")

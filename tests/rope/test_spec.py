@@ -164,3 +164,26 @@ def test_which_methods_depend_on_the_length(oracle):
         assert rope.same(rope.frequencies(spec, 8192), rope.frequencies(spec, 32_768)) != (
             spec.dynamic and spec.method != "longrope"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "resonance"),
+    [
+        ("rope", "default", False),
+        ("Resonance-RoPE", "default", True),
+        ("resonance", "default", True),
+        ("yarn", "yarn", False),
+        ("resonance-dynamic-ntk", "dynamic_ntk", True),
+        ("dynamic_yarn", "dynamic_yarn", False),
+    ],
+)
+def test_encodings_by_name(name, method, resonance):
+    settings = {"head_dim": 16, "scale": 4.0, "train_length": 32, "beta_fast": 16.0, "attention_factor": None}
+    spec = rope.named(name, **settings)
+    assert (spec.method, spec.resonance, spec.head_dim, spec.train_length) == (method, resonance, 16, 32)
+    assert spec.scale == (4.0 if method == "yarn" else 1.0)
+
+
+def test_a_name_that_no_encoding_has():
+    with pytest.raises(ValueError, match="unknown encoding 'yarm'"):
+        rope.named("yarm")
