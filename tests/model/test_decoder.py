@@ -7,55 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from resonance_jax import rope
 from resonance_jax.interop import hf_weights
+from resonance_jax.interop.goldens import HUGGING_FACE, LLAMA, REFERENCE, llama_params
 from resonance_jax.model import Decoder, DecoderConfig, forward, head, hidden_states, linear_cross_entropy
 from resonance_jax.model.decoder import segment_positions
 from resonance_jax.model.parameters import map_declared
 
 LOGITS, LOSS, GRAD_NORM = 2e-4, 5e-5, 1e-3  # absolute, absolute, relative
 
-GOLDEN = DecoderConfig(
-    vocab_size=97, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, norm_eps=1e-6
-)
 SMALL = DecoderConfig(vocab_size=31, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24)
 
-
-def spec(method="default", **options):
-    return rope.RopeSpec(method=method, head_dim=16, **options)
-
-
-YARN = dict(scale=4.0, train_length=32)
-REFERENCE = {
-    "none": spec(),
-    "none_res": spec(resonance=True),
-    "linear": spec("linear", scale=4.0),
-    "linear_res": spec("linear", scale=4.0),  # the reference ignores its flag: bitwise `linear`
-    "ntk": spec("ntk", scale=4.0),
-    "ntk_res": spec("ntk", scale=4.0),  # likewise
-    "dynamic_origmax": spec("dynamic_ntk", train_length=32, dynamic_factor=4.0),
-    "dynamic_extmax": spec("dynamic_ntk", train_length=128, dynamic_factor=4.0),
-    "dynamic_res": spec("dynamic_ntk", train_length=32, dynamic_factor=4.0),  # likewise
-    "yarn": spec("yarn", **YARN),
-    "yarn_res": spec("yarn", resonance=True, **YARN),
-    "resonance_yarn_type": spec("yarn", resonance=True, **YARN),
-    "dynamic_yarn": spec("dynamic_yarn", train_length=32),
-}
-"""Entry of llama_ref.npz -> the rule that it computed. All thirteen state one of ours."""
-
-LONG, SHORT = [1 + i * 0.875 for i in range(1, 9)], [1 + i * 0.1 for i in range(8)]
-HUGGING_FACE = {
-    "default": spec(),
-    "linear": spec("linear", scale=4.0),
-    "dynamic": spec("dynamic_ntk", train_length=32, dynamic_factor=4.0),
-    "yarn": spec("yarn", **YARN),
-    "llama3": spec("llama3", scale=4.0, train_length=32),
-    "longrope": spec("longrope", scale=4.0, train_length=32, short_factor=SHORT, long_factor=LONG),
-    "proportional": spec("proportional", scale=4.0, partial_rotary_factor=0.5),
-}
-"""Entry of llama_hf.npz -> the same."""
 
 forward_jit = jax.jit(forward, static_argnums=0)
 
@@ -66,23 +29,19 @@ def mean_nll(config, params, tokens, freqs):
 
 
 @pytest.fixture(scope="module")
-def golden(goldens, tmp_path_factory):
+def golden(goldens):
     """The reference's weights, its inputs, and logits, loss and gradients of them under any table."""
-    weights, inputs = (goldens.find("llama_ref.npz", id)[1] for id in ("weights", "inputs"))
-    folder = tmp_path_factory.mktemp("golden")
-    stored = {name: np.ascontiguousarray(x.astype(np.float32)) for name, x in weights.items()}
-    save_file(stored, folder / "model.safetensors")
-    params = hf_weights.load_params(folder, GOLDEN)
+    params, inputs = llama_params(goldens), goldens.find("llama_ref.npz", "inputs")[1]
 
     @jax.jit
     @chex.assert_max_traces(n=2)  # two lengths, however many encodings
     def logits_and_loss(tokens, freqs):
-        return forward(GOLDEN, params, tokens, freqs), mean_nll(GOLDEN, params, tokens, freqs)
+        return forward(LLAMA, params, tokens, freqs), mean_nll(LLAMA, params, tokens, freqs)
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def gradients(tokens, freqs):
-        return jax.grad(lambda p: mean_nll(GOLDEN, p, tokens, freqs))(params)
+        return jax.grad(lambda p: mean_nll(LLAMA, p, tokens, freqs))(params)
 
     return logits_and_loss, gradients, params, inputs
 
@@ -116,7 +75,7 @@ def test_reference_logits_loss_and_gradients(golden, goldens, id):
     _, gradients, _, inputs = golden
     tokens = inputs["ids_short"]
     grads = gradients(tokens, rope.frequencies(REFERENCE[id], length=tokens.shape[1]))
-    np.testing.assert_allclose(grad_norms(GOLDEN, grads), expected["grad_norms_short"], rtol=GRAD_NORM)
+    np.testing.assert_allclose(grad_norms(LLAMA, grads), expected["grad_norms_short"], rtol=GRAD_NORM)
 
 
 @pytest.mark.parametrize("id", HUGGING_FACE)
@@ -138,7 +97,7 @@ def test_left_padding_is_a_segment_of_its_own(golden, goldens):
     mask, tokens = arrays["attention_mask"], inputs["ids_short"]
     positions = np.arange(tokens.shape[1], dtype=np.int32)
     freqs = rope.frequencies(REFERENCE["yarn_res"])
-    logits = forward_jit(GOLDEN, params, tokens, freqs, positions=positions, segment_ids=mask)
+    logits = forward_jit(LLAMA, params, tokens, freqs, positions=positions, segment_ids=mask)
     seen = mask == 1
     assert not seen.all()
     np.testing.assert_allclose(np.asarray(logits)[seen], arrays["logits_short"][seen], rtol=0, atol=LOGITS)

@@ -1,13 +1,9 @@
 """Our tables against numbers that PyTorch computed: the paper's released classes, and transformers 5.23.
 
-Each entry of tests/goldens/rope_*.npz is restated as a RopeSpec that says what its class really computes,
-which is not always what its name promises: PosGen's YaRN takes the extended length + 1 as L; tables of the
-release never shrink after a long call, those of transformers do below the training length; a fine-tuned
-dynamic YaRN falls back to s = n / max_position_embeddings past its maximum.
+resonance_jax/interop/goldens.py restates each entry of tests/goldens/rope_*.npz as a RopeSpec.
 """
 
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -15,20 +11,11 @@ import numpy as np
 import pytest
 
 from resonance_jax import rope
+from resonance_jax.interop.goldens import LEFT_OUT, reason_left_out, stated, tolerance
 
 FILES = ("rope_llama.npz", "rope_separate.npz", "rope_posgen.npz", "rope_hf.npz")
 MANIFEST = json.loads((Path(__file__).parents[1] / "goldens" / "manifest.json").read_text())
 ENTRIES = [e for e in MANIFEST["entries"] if e["file"] in FILES]
-
-LEFT_OUT = {
-    "part_ntk": "the older by-parts rule with two ramps and an NTK base, which no paper defines",
-    "dynamic_part_ntk": "the same rule by the length in use",
-    "bf16.res_rope": "a defect of the release: plain Resonance RoPE computes its angles in bfloat16",
-}
-
-
-def reason_left_out(entry):
-    return LEFT_OUT.get(entry.get("method"), LEFT_OUT.get(entry["id"]))
 
 
 def of_kind(kind):
@@ -46,41 +33,6 @@ def test_every_entry_is_used_or_left_out():
     assert len(used) == 199 and len(left_out) == 13
     assert {(e["file"], e["id"]) for e in used + left_out} == {(e["file"], e["id"]) for e in ENTRIES}
     assert {e["method"] for e in left_out} | {e["id"] for e in left_out} >= set(LEFT_OUT)
-
-
-def stated(entry):
-    """(RopeSpec, length) of what a class of the release computes after its sequence of calls."""
-    ctor, calls, method = entry["ctor"], entry["calls"], entry["method"]
-    longest, most = max(calls), ctor["max_position_embeddings"]
-    scale = ctor.get("scaling_factor", ctor.get("scale", ctor.get("alpha")))
-    options = {"head_dim": ctor["dim"], "base": ctor["base"], "resonance": entry["resonance"]}
-    if method == "none":
-        return rope.RopeSpec(**options), longest
-    if method in ("linear", "ntk"):
-        return rope.RopeSpec(method=method, scale=scale, **options), longest
-    if method == "dynamic_linear":
-        return rope.RopeSpec(method="linear", scale=longest / most, **options), longest
-    if method == "dynamic_ntk":
-        factor = ctor.get("scaling_factor", ctor.get("ntk"))
-        return rope.RopeSpec(method=method, train_length=most, dynamic_factor=factor, **options), longest
-    assert method in ("yarn", "dynamic_yarn"), method
-    # PosGen's classes have no original length: they take the longest one for it.
-    options["train_length"] = ctor.get("original_max_position_embeddings", most)
-    if method == "dynamic_yarn" and not (ctor.get("finetuned") and longest > most):
-        return rope.RopeSpec(method=method, **options), longest
-    if entry["ref_class"].startswith("Mistral"):
-        options |= {"beta_fast": 128, "beta_slow": 2, "attention_factor": 0.07 * math.log(scale) + 1}
-    elif "beta_fast" in ctor:
-        options["beta_fast"] = ctor["beta_fast"]
-    scale = longest / most if method == "dynamic_yarn" else scale
-    return rope.RopeSpec(method="yarn", scale=scale, **options), longest
-
-
-def tolerance(positions, resonance=False, scale=1.0):
-    """f64[P, 1]: what float32 arithmetic may differ by at a position (measured, JAX against PyTorch)."""
-    bounds = np.array([3e-5, 5e-4, 2e-3, 5e-3])
-    plain = bounds[np.searchsorted([257, 4096, 16_384, 65_535], positions / scale)]
-    return np.full((len(positions), 1), 3e-6) if resonance else plain[:, None]
 
 
 jitted = jax.jit(rope.cos_sin)
