@@ -6,7 +6,7 @@ compile time does not grow with depth.
 """
 
 import functools
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import jax
@@ -18,13 +18,30 @@ from resonance_jax.model import parameters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout
 from resonance_jax.model.lora import Adapted
-from resonance_jax.model.mesh_axes import automatic_axes
 from resonance_jax.model.sequence import attention
-from resonance_jax.parallel.mesh import constrain, sharding
+from resonance_jax.parallel.mesh import automatic_axes, constrain, sharding
 
 Params = dict[str, Any]
 ACTIVATIONS = ("batch", "time", None)
 """Logical axes of the residual stream [B, T, D]."""
+
+
+class Cache(Protocol):
+    """What the decoder asks of a cache: a pytree of the keys and values that it has seen (generate.Cache)."""
+
+    freqs: rope.Frequencies
+
+    def check(self, config: DecoderConfig, tokens: jax.Array, freqs: rope.Frequencies) -> None:
+        """Raise ValueError if it cannot take these tokens [B, T] under this table."""
+
+    def positions(self, count: int) -> jax.Array:
+        """Of the next tokens of every row: i32[count] or i32[B, count]."""
+
+    def attend(self, layer: jax.Array, q, k, v, **options) -> tuple[jax.Array, "Cache"]:
+        """Write one layer's new keys and values, then attend: [B, T, N, H] and the cache with them in it."""
+
+    def advanced(self, count: int) -> "Cache":
+        """After the last layer: the cache that holds `count` tokens more in every row."""
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -55,11 +72,12 @@ def dense(x: jax.Array, weight: jax.Array | Adapted, key: jax.Array | None = Non
     return product(x, weight.weight) + product(low, weight.b) * jnp.asarray(weight.scale, x.dtype)
 
 
-def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None, tap=None):
+def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None, tap=None, attend=None):
     """One pre-norm block: x [B, T, D] -> [B, T, D]. `p` holds one layer's parameters.
 
     tap(name, value) -> value: given "q" and "k" [B, T, N or K, H] after rotation and what attention and
     MLP add to the stream, "attention" and "mlp" [B, T, D]: for who compares layer by layer.
+    attend(q, k, v, window=, scale=, kernel=): takes the place of attention, for who keeps the keys.
     """
     tap = tap or (lambda name, value: value)
     c = config
@@ -74,15 +92,15 @@ def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=N
     q = linear("q", h).reshape(B, T, c.n_heads, c.head_dim)
     k = linear("k", h).reshape(B, T, c.n_kv_heads, c.head_dim)
     v = linear("v", h).reshape(B, T, c.n_kv_heads, c.head_dim)
-    out = attention(
+    if attend is None:
+        rate = 0.0 if key is None else c.dropout
+        attend = functools.partial(attention, segment_ids=segment_ids, dropout=rate, key=keys[0])
+    out = attend(
         tap("q", rope.rotate(q, cos, sin, c.rope_layout)),
         tap("k", rope.rotate(k, cos, sin, c.rope_layout)),
         v,
         window=c.window,
-        segment_ids=segment_ids,
         scale=c.attention_scale,
-        dropout=0.0 if key is None else c.dropout,
-        key=keys[0],
         kernel=c.kernel,
     )
     out = tap("attention", linear("o", out.reshape(B, T, -1)))
@@ -110,7 +128,7 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
-def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids) -> None:
+def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids, key, cache) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype}{list(tokens.shape)}.")
     if positions is not None and positions.shape not in (tokens.shape, tokens.shape[1:]):
@@ -131,6 +149,13 @@ def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids) -> None
             f"the encoding rotates {rotated} dims, but a head has {config.head_dim}; "
             f"make the frequencies with head_dim={config.head_dim}."
         )
+    if cache is not None:
+        if not (positions is segment_ids is key is None):
+            raise ValueError(
+                "a cache counts the positions of one document a row, without dropout: "
+                "leave positions, segment_ids and key out."
+            )
+        cache.check(config, tokens, freqs)
 
 
 def hidden_states(
@@ -141,14 +166,17 @@ def hidden_states(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    cache: Cache | None = None,
     key: jax.Array | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, Cache]:
     """Everything but the head: i32[B, T] -> [B, T, D] in config.dtype, head_scale included.
 
     Arguments as in `forward`.
     """
-    _check(config, tokens, freqs, positions, segment_ids)
+    _check(config, tokens, freqs, positions, segment_ids, key, cache)
     dtype = parameters.real_dtype(config.dtype)
+    if cache is not None:
+        freqs, positions = cache.freqs, cache.positions(tokens.shape[1])
     if positions is None:
         positions = (
             jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -163,19 +191,34 @@ def hidden_states(
     x = constrain(table[tokens].astype(dtype), ACTIVATIONS)
     x = dropout(x, config.dropout, keys[0])
 
-    def body(x, scanned):
-        p, layer_key = scanned
-        return layer(config, p, x, cos, sin, segment_ids, layer_key), None
+    def body(carry, scanned):
+        x, cache = carry
+        p, layer_key, index = scanned
+
+        def attend(q, k, v, **options):
+            nonlocal cache
+            out, cache = cache.attend(index, q, k, v, **options)
+            return out
+
+        own = None if cache is None else attend
+        return (layer(config, p, x, cos, sin, segment_ids, layer_key, attend=own), cache), None
 
     layer_keys = None if key is None else jax.random.split(keys[1], config.n_layers)
-    x, _ = jax.lax.scan(_remat(config, body), x, (params["layers"], layer_keys))
+    indices = None if cache is None else jnp.arange(config.n_layers, dtype=jnp.int32)
+    (x, cache), _ = jax.lax.scan(_remat(config, body), (x, cache), (params["layers"], layer_keys, indices))
     x = dropout(rms_norm(x, params["final_norm"], config.norm_eps), config.dropout, keys[2])
-    return x if config.head_scale is None else x * jnp.asarray(config.head_scale, x.dtype)
+    x = x if config.head_scale is None else x * jnp.asarray(config.head_scale, x.dtype)
+    return x if cache is None else (x, cache.advanced(tokens.shape[1]))
 
 
 def head(config: DecoderConfig, params: Params) -> jax.Array:
     """The output weight [D, V]."""
     return params["embed"].T if config.tie_embeddings else params["head"]
+
+
+def logits(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
+    """Hidden states [..., D] -> [..., V] in promote_types(float32, x.dtype)."""
+    return product(x, head(config, params), jnp.promote_types(jnp.float32, x.dtype))
 
 
 def forward(
@@ -186,17 +229,24 @@ def forward(
     *,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    cache: Cache | None = None,
     key: jax.Array | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, Cache]:
     """Logits of every position: i32[B, T] -> [B, T, V] in promote_types(float32, config.dtype).
 
     freqs: the encoding. positions: i32[T] or i32[B, T], default 0 … T-1, or from the start of each
-    document when packed. segment_ids: i32[B, T]; tokens see their own document only. key: for dropout, in
-    training only. Raises ValueError for other shapes, for tokens that are no integers, and when the encoding
-    rotates more dims than a head has.
+    document when packed. segment_ids: i32[B, T]; tokens see their own document only. cache: what came
+    before; the result is then (logits, the cache with these tokens in it), and the positions and the table
+    are the cache's own. key: for dropout, in training only. Raises ValueError for other shapes, for tokens
+    that are no integers, when the encoding rotates more dims than a head has, and when the cache was filled
+    under another table (outside jit: inside, tables have no values to compare).
     """
-    x = hidden_states(config, params, tokens, freqs, positions=positions, segment_ids=segment_ids, key=key)
-    return product(x, head(config, params), jnp.promote_types(jnp.float32, x.dtype))
+    options = dict(positions=positions, segment_ids=segment_ids, cache=cache, key=key)
+    x = hidden_states(config, params, tokens, freqs, **options)
+    if cache is None:
+        return logits(config, params, x)
+    x, cache = x
+    return logits(config, params, x), cache
 
 
 _forward = jax.jit(forward, static_argnums=0)
@@ -236,16 +286,14 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.head = nnx.Param(params["head"])
 
-    def __call__(self, tokens, freqs, positions=None, segment_ids=None, key=None) -> jax.Array:
-        return _forward(
-            self.config,
-            self.params,
-            jnp.asarray(tokens),
-            freqs,
-            positions=positions,
-            segment_ids=segment_ids,
-            key=key,
-        )
+    def __call__(self, tokens, freqs, positions=None, segment_ids=None, cache=None, key=None):
+        """Logits [B, T, V], or with a cache (logits, cache): `forward`, compiled. The cache passed in stays
+        as it was."""
+        tokens = jnp.asarray(tokens)
+        options = dict(positions=positions, segment_ids=segment_ids, cache=cache, key=key)
+        if cache is not None:
+            _check(self.config, tokens, freqs, positions, segment_ids, key, cache)
+        return _forward(self.config, self.params, tokens, freqs, **options)
 
     @property
     def params(self) -> Params:
