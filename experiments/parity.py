@@ -1,0 +1,128 @@
+"""Do we compute what PyTorch computes? A checkpoint compared layer by layer, in float64 first.
+
+    python -m experiments.parity --checkpoint PATH --encodings own resonance-yarn
+    python -m experiments.parity --checkpoint COPY --reference ORIGINAL    where did the copy go wrong?
+    python -m experiments.parity --against goldens                         kept numbers, without torch
+
+Exit code 0: every tensor agrees; 1: one does not, and the first of them is named.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from configs.parity import Config
+from experiments.command import ROOT, main, open_run
+from resonance_jax.files import write_json, write_text
+
+
+def run(config: Config) -> int:
+    _check(config)
+    folder = open_run("parity", config)
+    import jax
+
+    from resonance_jax import interop, report
+    from resonance_jax.interop.goldens import against_goldens
+    from resonance_jax.report import parity as reports
+
+    print(f"device: {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    if config.against == "goldens":
+        found = against_goldens(ROOT / "tests" / "goldens")
+    else:
+        path = _checkpoint(config, folder)
+        specs, lengths = _asked(config, path)
+        found = interop.parity(
+            path,
+            specs,
+            lengths,
+            config.dtypes,
+            reference=config.reference,
+            gradients=config.gradients,
+            seed=config.seed,
+        )
+        reports.parity_plot(found, folder / "parity.png")
+    result = {
+        "verdict": found.verdict(),
+        "ok": found.ok,
+        "machine": report.machine(),
+        "summary": reports.summary(found),
+        "phases": reports.phase_rows(found),
+        "tensors": reports.rows(found),
+    }
+    write_json(folder / "parity.json", result)
+    write_text(folder / "parity.csv", report.csv_text(result["tensors"]))
+    report.print_table(result["summary"], "Largest differences")
+    if found.phases:
+        report.print_table(result["phases"], "What PyTorch's own float32 phases lose")
+    print(found.verdict())
+    print(f"{folder}/parity.json  {folder}/parity.csv" + _picture(folder))
+    return 0 if found.ok else 1
+
+
+def _picture(folder: Path) -> str:
+    return f"  {folder}/parity.png" if (folder / "parity.png").exists() else ""
+
+
+def _check(config: Config) -> None:
+    """Raise ValueError before anything is made."""
+    if config.against == "transformers":
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} not installed: pip install -e '.[parity]', or compare with kept "
+                "numbers by --against goldens."
+            )
+    for name in (config.checkpoint, config.reference):
+        if name not in (None, "random") and not Path(name).is_dir():
+            raise ValueError(f"{name} is not a directory; expected one with config.json and *.safetensors.")
+    if min((*config.lengths, *config.positions), default=0) <= 0:
+        raise ValueError("--lengths and --positions must be positive, and there must be one.")
+
+
+def _checkpoint(config: Config, folder: Path) -> str:
+    """The directory to read; a random one is made in the run folder."""
+    if config.checkpoint != "random":
+        return config.checkpoint
+    import jax
+
+    from resonance_jax import interop, model, rope
+
+    path = folder / "checkpoint"
+    if not path.exists():
+        shape = model.DecoderConfig(
+            vocab_size=256, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=352
+        )
+        spec = rope.RopeSpec(method="yarn", head_dim=32, scale=8.0, train_length=64)
+        lm = model.Decoder(shape, key=jax.random.key(config.seed))
+        # Fresh weights attend to everything alike, and hardly show where they look.
+        louder = lambda where, x: 10 * x if where[-1].key in ("q", "k") else x
+        params = jax.tree_util.tree_map_with_path(louder, lm.params)
+        interop.save_hf(lm.replace_params(params), path, rope=spec)
+    return str(path)
+
+
+def _asked(config: Config, path: str):
+    """(specs or None, lengths in positions) for interop.parity."""
+    from resonance_jax import rope
+    from resonance_jax.interop.hf_config import from_hf_config, read_config
+
+    stated = read_config(Path(path))
+    own = from_hf_config(stated)[1]
+    trained = config.train_length or own.train_length or stated.get("max_position_embeddings")
+    if not trained:
+        raise ValueError(f"{path} states no training length; give --train-length.")
+    if config.encodings == ("own",):
+        specs = None
+    else:
+        settings = {
+            "base": own.base,
+            "head_dim": own.head_dim,
+            "train_length": trained,
+            "scale": config.scale,
+        }
+        specs = [own if name == "own" else rope.named(name, **settings) for name in config.encodings]
+    lengths = config.positions or sorted({max(2, round(x * trained)) for x in config.lengths})
+    return specs, lengths
+
+
+if __name__ == "__main__":
+    main(run, Config, __doc__)
