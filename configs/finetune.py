@@ -103,7 +103,8 @@ class Config:
     kernel: str = "auto"
     """The attention kernel."""
     data: int = 1
-    """Mesh: replicas (one of the four sizes may be -1: the devices that are left)."""
+    """Mesh: replicas. One of the four may be -1, the devices that are left; where data or fsdp would get
+    more of them than there are rows, the rest cut time."""
     fsdp: int = -1
     """Mesh: rows and parameters together."""
     tensor: int = 1

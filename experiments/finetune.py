@@ -8,6 +8,7 @@ for a TPU slice; configs/finetune.py every setting.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 from configs.finetune import ELSEWHERE, PRESETS, Config
@@ -100,8 +101,22 @@ def mesh_of(config: Config):
 
     from resonance_jax.parallel.mesh import make_mesh
 
-    sizes = (config.data, config.fsdp, config.tensor, config.sequence)
-    return make_mesh(*sizes) if jax.device_count() > 1 or max(sizes) > 1 else None
+    sizes = mesh_sizes(config, jax.device_count())
+    return make_mesh(**sizes) if max(sizes.values()) > 1 else None
+
+
+def mesh_sizes(config: Config, devices: int) -> dict[str, int]:
+    """The mesh's sizes. Where -1 leaves more devices than there are rows, the rest cut time."""
+    from resonance_jax.parallel.mesh import fill
+
+    sizes = fill(devices, config.data, config.fsdp, config.tensor, config.sequence)
+    shards = sizes["data"] * sizes["fsdp"]
+    rows = math.gcd(shards, config.batch_size)
+    for axis in ("data", "fsdp"):
+        others = shards // sizes[axis]
+        if getattr(config, axis) == -1 and config.sequence == 1 and rows % others == 0:
+            sizes |= {axis: rows // others, "sequence": shards // rows}
+    return sizes
 
 
 def tokenizer_of(config: Config):
@@ -262,9 +277,7 @@ def show_plan(config: Config) -> int:
         shape = shape_named(config.shape)
     shape = shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel)
     chip = plan.chip(config.chip or jax.devices()[0].device_kind)
-    sizes = plan.mesh_sizes(
-        config.devices or jax.device_count(), config.data, config.fsdp, config.tensor, config.sequence
-    )
+    sizes = mesh_sizes(config, config.devices or jax.device_count())
     made = plan.plan(shape, sizes, config.batch_size, config.length, config.micro, adapters(config), chip)
     print(made.title)
     print_table(made.rows())

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from resonance_jax.model.mesh_axes import automatic_axes
-from resonance_jax.parallel.mesh import RULES
+from resonance_jax.parallel.mesh import RULES, automatic_axes
 
 TILE = 1 << 22
 """Logits alive at a time, about."""

@@ -11,8 +11,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from resonance_jax.model.attention import attention as local_attention
-from resonance_jax.model.mesh_axes import automatic_axes
-from resonance_jax.parallel.mesh import constrain, sharding
+from resonance_jax.parallel.mesh import automatic_axes, constrain, sharding
 
 
 def attention(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None, **options) -> Array:

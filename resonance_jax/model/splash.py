@@ -12,8 +12,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from resonance_jax.model.block_pairs import SAVED
-from resonance_jax.model.mesh_axes import automatic_axes
-from resonance_jax.parallel.mesh import RULES
+from resonance_jax.parallel.mesh import RULES, automatic_axes
 
 LANES = 128
 

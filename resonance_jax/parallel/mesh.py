@@ -5,6 +5,8 @@ vocabulary), `sequence` (time). A logical axis names what a dimension means; RUL
 says where it lies. A dimension that its mesh axes do not divide stays whole.
 """
 
+import math
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,22 +25,25 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices (or those given). One size may be -1: what is left.
+def fill(devices: int, data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> dict[str, int]:
+    """The mesh's sizes by axis over so many devices. One of them may be -1: what is left.
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor, sequence]
-    known = 1
-    for size in sizes:
-        known *= size if size != -1 else 1
-    if sizes.count(-1) == 1 and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    product = sizes[0] * sizes[1] * sizes[2] * sizes[3]
-    if min(sizes) < 1 or product != len(devices):
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if min(sizes) < 1 or math.prod(sizes) != devices:
         asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ValueError(f"the mesh {asked} needs {product} devices, but there are {len(devices)}.")
+        raise ValueError(f"the mesh {asked} needs {math.prod(sizes)} devices, but there are {devices}.")
+    return dict(zip(AXES, sizes, strict=True))
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
+    """A mesh over all devices (or those given), its sizes as `fill`'s."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = tuple(fill(len(devices), data, fsdp, tensor, sequence).values())
     # Auto, not the default Explicit: the compiler propagates shardings through contractions.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
@@ -55,15 +60,20 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
     return NamedSharding(mesh, PartitionSpec(*used))
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Inside a trace: x, held to where its logical axes lie on the mesh that the trace's arrays lie on.
+def automatic_axes(x: jax.Array) -> dict[str, int]:
+    """Inside a trace: name and size of the mesh axes along which the compiler may have cut x.
 
-    x itself without such a mesh, and inside `jax.shard_map`, where x is one device's part.
+    Empty without a mesh, and inside `jax.shard_map`, where x is one device's part. How x itself is cut is
+    decided only when the whole program is compiled.
     """
     mesh = jax.typeof(x).sharding.mesh
-    automatic = {
-        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
-    }
-    if mesh.size == 1 or not automatic.issuperset(AXES):
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Inside a trace: x, held to where its logical axes lie on the mesh; x itself without automatic axes."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.size == 1 or not automatic_axes(x).keys() >= set(AXES):
         return x
     return jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape))

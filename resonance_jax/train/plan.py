@@ -179,15 +179,3 @@ def chip(name: str) -> tuple[str, int | None]:
     if flops.peak(name) is not None or name == jax.devices()[0].device_kind:
         return name, memory.free(jax.local_devices())
     raise ValueError(f"there is no chip {name!r}; expected one of {', '.join(CHIPS)}.")
-
-
-def mesh_sizes(devices: int, *sizes: int) -> dict[str, int]:
-    """The mesh's sizes by axis, a -1 filled in. Raises ValueError when they do not multiply to `devices`."""
-    filled = list(sizes)
-    known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
-        filled[filled.index(-1)] = devices // known
-    if min(filled) < 1 or math.prod(filled) != devices:
-        asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ValueError(f"the mesh {asked} does not cut {devices} devices; state --devices and its sizes.")
-    return dict(zip(AXES, filled, strict=True))

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from experiments.command import guarded
-from experiments.finetune import run
+from experiments.finetune import mesh_sizes, run
 from resonance_jax import interop, model, rope
 from resonance_jax.files import read_json
 
@@ -133,6 +133,18 @@ def test_the_cpu_preset_trains_its_own_base(given, tmp_path):
     code, out, err = finish(start(*given, *small, "--run-dir", str(tmp_path / "run")))
     assert code == 0, err
     assert "pretrain 3/3" in out and (tmp_path / "run" / "base" / "config.json").exists()
+
+
+def test_devices_beyond_the_rows_cut_time():
+    sizes = lambda devices, **changes: tuple(
+        mesh_sizes(dataclasses.replace(CPU, **changes), devices).values()
+    )
+    assert sizes(2, batch_size=8) == (2, 1, 1, 1)
+    assert sizes(2, batch_size=1) == (1, 1, 1, 2)
+    assert sizes(16, batch_size=2, data=2, fsdp=-1, tensor=2) == (2, 1, 2, 4)
+    assert sizes(8, batch_size=3, data=-1, sequence=2) == (4, 1, 1, 2)  # as stated: refused later
+    _, paper = PRESETS["7b-long-yarn"]
+    assert tuple(mesh_sizes(paper, 128).values()) == (1, 64, 1, 2)
 
 
 def test_the_plan_says_whether_it_fits(capsys):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from resonance_jax import model, rope, train
-from resonance_jax.parallel.mesh import make_mesh
+from resonance_jax.parallel.mesh import fill, make_mesh
 from resonance_jax.train import memory
 from resonance_jax.train.fit import Program
-from resonance_jax.train.plan import chip, mesh_sizes, plan
+from resonance_jax.train.plan import chip, plan
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 SHAPE = dict(vocab_size=2048, d_model=256, n_heads=4, head_dim=64, tie_embeddings=False, remat="full")
@@ -45,7 +45,7 @@ def test_the_paper_s_7b_needs_more_than_one_chip():
     size = 6_738_415_616
     one = plan(config, ONE, 64, 32_768, chip=chip("a100-80"))
     assert one.fits is False and one.bytes["parameters"] == 4 * size
-    many = plan(config, mesh_sizes(32, 1, -1, 1, 1), 64, 32_768, chip=chip("a100-80"))
+    many = plan(config, fill(32, fsdp=-1), 64, 32_768, chip=chip("a100-80"))
     assert many.fits and many.seconds == pytest.approx(many.flops / (32 * 312e12 * 0.5))
     assert many.bytes["moments"] == pytest.approx(2 * 4 * size / 32, rel=0.01)
     assert "It fits" in many.verdict and "an estimate" in many.verdict
@@ -53,8 +53,6 @@ def test_the_paper_s_7b_needs_more_than_one_chip():
     assert adapted.fits and adapted.bytes["moments"] < 0.02 * one.bytes["moments"]
 
 
-def test_mistakes():
+def test_a_chip_that_is_not_known():
     with pytest.raises(ValueError, match="there is no chip 'abacus'"):
         chip("abacus")
-    with pytest.raises(ValueError, match="does not cut 8 devices"):
-        mesh_sizes(8, 3, 1, 1, 1)
