@@ -1,0 +1,166 @@
+"""The commands on encodings as their user types them: what they print, write and refuse."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.rope import main
+from resonance_jax import interop, model, rope
+from resonance_jax.files import read_json
+
+SMALL = ("--head-dim", "16", "--train-length", "64", "--scale", "4")
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+def read_csv(path: Path) -> list[dict]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A small decoder whose logits depend on positions, trained (it says) at 64 of them."""
+    config = model.PRESETS["tiny"].replace(
+        d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, vocab_size=258, tie_embeddings=False
+    )
+    lm = model.Decoder(config, jax.random.key(0))
+    folder = tmp_path_factory.mktemp("checkpoint") / "small"
+    spec = rope.RopeSpec(head_dim=16, train_length=64)
+    interop.save_hf(lm, folder, rope=spec, length=64, extra={"bos_token_id": 256})
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def test_explain_reads_files_directories_and_names(checkpoint, capsys, tmp_path):
+    assert run("explain", checkpoint) == 0
+    from_directory = capsys.readouterr().out
+    assert run("explain", checkpoint / "config.json") == 0
+    assert capsys.readouterr().out == from_directory
+    assert from_directory.strip() == rope.explain(read_json(checkpoint / "config.json"))
+    assert "trained at 64 positions" in from_directory
+    assert run("explain", "resonance-yarn", *SMALL, "--beta-fast", "8") == 0
+    named = capsys.readouterr().out
+    assert named.startswith("Resonance YaRN") and "beta_fast=8.0" in named and "scaled 4x to 256" in named
+    assert run("explain", "dynamic-ntk", *SMALL) == 0
+    assert "what follows is for 256" in " ".join(capsys.readouterr().out.split())
+
+
+def test_show_writes_its_numbers_beside_its_pictures(capsys, tmp_path):
+    names = ("rope", "yarn", "resonance-yarn")
+    command = ("show", *names, "--head-dim", "64", "--train-length", "64", "--length", "256")
+    assert run(*command, "--run-dir", tmp_path / "run") == 0
+    folder = tmp_path / "run"
+    for picture in ("wavelengths", "feature_gap", "decay", "angles"):
+        assert (folder / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+    spec = rope.RopeSpec("yarn", head_dim=64, scale=4.0, train_length=64, resonance=True)
+    freqs = rope.frequencies(spec)
+    records = read_json(folder / "encodings.json")
+    assert list(records) == ["RoPE", "YaRN", "Resonance YaRN"]
+    assert rope.same(rope.from_record(records["Resonance YaRN"]), freqs)
+    pairs = [row for row in read_csv(folder / "pairs.csv") if row["encoding"] == "Resonance YaRN"]
+    gap = rope.feature_gap(freqs, 64, 256)
+    np.testing.assert_array_equal([float(row["feature_gap"]) for row in pairs], gap)
+    angles = read_csv(folder / "angles.csv")
+    titles = list(dict.fromkeys(row["encoding"] for row in angles))
+    assert titles == ["RoPE", "Resonance RoPE", "YaRN", "Resonance YaRN"] and len(angles) == 4 * 128
+    rows = {row["encoding"]: row for row in read_json(folder / "show.json")["rows"]}
+    assert rows["RoPE"]["critical dimension"] == 9
+    assert rows["Resonance YaRN"]["largest gap before it"] == 0
+    assert "Resonance YaRN" in capsys.readouterr().out
+
+
+def test_numerics_writes_its_numbers_beside_its_picture(capsys, tmp_path):
+    folder = tmp_path / "run"
+    command = ("numerics", *SMALL, "--methods", "rope", "--last-position", "4096", "--run-dir", folder)
+    assert run(*command) == 0
+    assert (folder / "phase_error_cpu.png").read_bytes()[:4] == b"\x89PNG"
+    rows = read_csv(folder / "phase_error.csv")
+    assert {row["position"] for row in rows} == {"256", "512", "1024", "2048", "4096"}
+    worst = {way: max(float(r["cos_error"]) for r in rows if r["way"] == way) for way in ways(rows)}
+    assert worst["exact"] < 1e-6 < 1e-5 < worst["float32 product"] < 1e-3 < worst["bfloat16 product"]
+    assert "float32 product" in capsys.readouterr().out
+
+
+def ways(rows):
+    return {row["way"] for row in rows}
+
+
+@pytest.mark.parity
+def test_export_is_the_same_model_in_transformers(checkpoint, capsys, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder, out = tmp_path / "run", tmp_path / "out"
+    command = ("export", checkpoint, "--encoding", "resonance-yarn", "--scale", "8", "--out", out)
+    command = (*command, "--tokenizer", "bytes", "--run-dir", folder, "--new-tokens", "20")
+    assert run(*command) == 0
+    said = capsys.readouterr().out
+    assert "Resonance YaRN, rope_type longrope, for 512 positions" in said
+    assert "20 tokens after 44: identical" in said
+    result = read_json(folder / "export.json")
+    assert [row["length"] for row in result["rows"]] == [64, 512]
+    for row in result["rows"]:
+        assert row["logits_alike"] < 1e-4 and row["logits"] < 1e-3
+        assert abs(row["nll_difference"]) < 1e-4
+        # transformers multiplies in float32, and that shows; ours would be below 1e-6
+        assert 1e-6 < row["cos_error"] < 1e-4
+        assert row["logits_lost"] > 0
+    exported = interop.load_hf(out)
+    spec = rope.RopeSpec("yarn", head_dim=16, scale=8.0, train_length=64, resonance=True)
+    assert rope.same(rope.frequencies(exported.rope), rope.frequencies(spec))
+    assert read_json(out / "config.json")["bos_token_id"] == 256 and (out / "tokenizer_config.json").exists()
+    assert run(*command) == 0  # again: only shown
+    assert capsys.readouterr().out == said
+    result["rows"][0]["logits_alike"] = 0.01
+    (folder / "export.json").write_text(json.dumps(result))
+    assert run(*command) == 1
+    assert "NOT the same model" in capsys.readouterr().out
+
+
+def test_export_without_torch_says_so(checkpoint, capsys, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    assert run("export", checkpoint, "--encoding", "yarn", "--run-dir", tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "rope_type yarn" in said and "not checked: torch is not installed" in said
+    assert interop.load_hf(tmp_path / "run" / "hf").rope.method == "yarn"
+
+
+MISTAKES = {
+    "no such file": (["explain", "nowhere/config.json"], "there is no file or directory nowhere/config.json"),
+    "no such name": (["explain", "yam"], "unknown encoding 'yam'"),
+    "not JSON": (["explain", "FOLDER/broken.json"], "broken.json is not JSON"),
+    "no config.json": (["explain", "FOLDER"], "has no config.json"),
+    "nothing to show": (["show"], "name at least one encoding"),
+    "no such pair": (["show", "rope", "--pair", "64"], "there is no pair 64"),
+    "an option of none": (["show", "rope", "--beta-fast", "2"], "none of rope takes --beta-fast"),
+    "lengths turned round": (["show", "rope", "--length", "9"], "expected 0 < train_length < length"),
+    "a position too far": (["numerics", "--last-position", "9"], "last position must be from 256"),
+    "no checkpoint": (["export", "nowhere"], "nowhere is not a directory"),
+    "no encoding": (["export", "CHECKPOINT", "--encoding", "yam"], "unknown encoding 'yam'"),
+    "too short": (["export", "CHECKPOINT", "--length", "9"], "less than the training length 64"),
+    "a directory in the way": (["export", "CHECKPOINT", "--out", "CHECKPOINT"], "exists already"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(checkpoint, capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "broken.json").write_text("{")
+    arguments, sentence = MISTAKES[name]
+    places = {"FOLDER": "here", "CHECKPOINT": str(checkpoint)}
+    for place, path in places.items():
+        arguments = [argument.replace(place, path) for argument in arguments]
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and len(err.strip().splitlines()) == 1, err
