@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,3 +66,32 @@ def machine():
         "python": platform.python_version(),
         "versions": installed,
     }
+
+
+def alone(what):
+    """Run `what` in a fresh process (this script with its name) and read what `report_alone` printed."""
+    command = [sys.executable, sys.argv[0], what]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    kind, seconds, peak = out.split()[-3:]
+    return {"what": kind, "seconds": float(seconds), "peak_anonymous_gb": float(peak)}
+
+
+def report_alone(what, task):
+    """Run the task; print its name, seconds and the peak of this process's anonymous memory in GB."""
+    peak, done = [0.0], threading.Event()
+
+    def watch():
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], anonymous_gb())
+
+    threading.Thread(target=watch, daemon=True).start()
+    start = time.perf_counter()
+    task()
+    seconds = time.perf_counter() - start
+    done.set()
+    print(what, f"{seconds:.1f}", f"{peak[0]:.2f}")
+
+
+def anonymous_gb():
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    return int(line.split()[1]) / 1e6

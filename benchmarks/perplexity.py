@@ -13,17 +13,14 @@
 Writes results/perplexity_cpu.json; exits with 1 when a target is missed. About eight minutes on two cores.
 """
 
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside import RESULTS, THREADS, interleaved, machine, medians, ratio
+from beside import RESULTS, THREADS, alone, interleaved, machine, medians, ratio, report_alone
 
 from resonance_jax import evaluate, interop, model, rope
 from resonance_jax.files import write_json
@@ -98,18 +95,6 @@ def beside_transformers(repeats=5):
     }
 
 
-def anonymous_gb() -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 1e6
-
-
-def alone(what: str) -> dict:
-    """Run `what` in a fresh process (this file with its name) and read what it reports."""
-    out = subprocess.run([sys.executable, __file__, what], check=True, capture_output=True, text=True).stdout
-    kind, seconds, peak = out.split()[-3:]
-    return {"what": kind, "seconds": float(seconds), "peak_anonymous_gb": float(peak)}
-
-
 def long_document() -> None:
     """One forward with NLL over 32,768 tokens."""
     lm = model.Decoder(FIFTY, jax.random.key(0))
@@ -136,24 +121,9 @@ def training_step() -> None:
 ALONE = {"nll-32768": long_document, "train-step-8192": training_step}
 
 
-def report_alone(what: str) -> None:
-    peak, done = [0.0], threading.Event()
-
-    def watch():
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], anonymous_gb())
-
-    threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
-    ALONE[what]()
-    seconds = time.perf_counter() - start
-    done.set()
-    print(what, f"{seconds:.1f}", f"{peak[0]:.2f}")
-
-
 def main() -> int:
     if len(sys.argv) > 1:
-        report_alone(sys.argv[1])
+        report_alone(sys.argv[1], ALONE[sys.argv[1]])
         return 0
     result = {**machine(), "prefix_sweep": sweep_beside_a_loop(), "transformers": beside_transformers()}
     result["fresh_process"] = [alone(what) for what in ALONE]
