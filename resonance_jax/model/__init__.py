@@ -1,6 +1,6 @@
 """The decoder, its shapes, attention and loss."""
 
-from resonance_jax.model.attention import attention
+from resonance_jax.model.attention import attention, on_this_machine
 from resonance_jax.model.config import PRESETS, DecoderConfig
 from resonance_jax.model.decoder import Decoder, forward, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
@@ -14,4 +14,5 @@ __all__ = [
     "head",
     "hidden_states",
     "linear_cross_entropy",
+    "on_this_machine",
 ]

@@ -8,6 +8,7 @@ import contextvars
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -139,6 +140,27 @@ def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
     why = f"{best} {refusal}" if best else f"no fused kernel on {request.platform}"
     refusal = _refuse_block_pairs(request)
     return ("xla", f"{why}; block_pairs {refusal}") if refusal else ("block_pairs", why)
+
+
+class Choice(NamedTuple):
+    """What this machine computes in and with which kernel, and why, for people."""
+
+    platform: str
+    dtype: str
+    kernel: str
+    reason: str
+
+
+def on_this_machine(T: int = 4096, H: int = 128) -> Choice:
+    """The dtype and the kernel that suit this machine for T tokens and heads of H.
+
+    bfloat16 where it is fast (TPUs, GPUs of compute capability 8.0 or newer), else float32.
+    """
+    platform, capability = _platform()
+    fast = platform == "tpu" or (platform == "gpu" and (capability or (0, 0)) >= (8, 0))
+    dtype = "bfloat16" if fast else "float32"
+    name = platform + (f" (compute capability {capability[0]}.{capability[1]})" if capability else "")
+    return Choice(name, dtype, *choose(Request(platform, capability, dtype, T, T, H)))
 
 
 def _refuse_xla(_: Request) -> str | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resonance_jax.model.attention import Request, attention, choose, lowering_for
+from resonance_jax.model.attention import Request, attention, choose, lowering_for, on_this_machine
 
 
 def oracle(q, k, v, visible, scale):
@@ -205,3 +205,19 @@ def test_bad_input_is_refused(change, why):
     given = dict(q=x, k=x, v=x) | change
     with pytest.raises(ValueError, match=why):
         attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "kernel", "why"),
+    [
+        (("cpu",), "float32", "block_pairs", "no fused kernel on cpu"),
+        (("gpu", (7, 5)), "float32", "block_pairs", "compute capability 8.0 or newer"),
+        (("gpu", (9, 0)), "bfloat16", "cudnn", "fused kernel of this gpu"),
+        (("tpu",), "bfloat16", "splash", "fused kernel of this tpu"),
+    ],
+)
+def test_what_suits_a_machine(target, dtype, kernel, why):
+    """A T4 gets float32 and block pairs, and is told why."""
+    with lowering_for(*target):
+        choice = on_this_machine()
+    assert (choice.dtype, choice.kernel) == (dtype, kernel) and why in choice.reason
