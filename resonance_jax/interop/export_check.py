@@ -13,6 +13,7 @@ import numpy as np
 
 from resonance_jax import rope
 from resonance_jax.evaluate.nll import token_nll
+from resonance_jax.generate import generate
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import Decoder
 from resonance_jax.model.decoder import head, hidden_states
@@ -110,7 +111,7 @@ def _theirs(model, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _greedy(lm: Decoder, model, tokens: np.ndarray, train_length: int, new_tokens: int) -> dict[str, Any]:
-    """transformers' greedy output, and whether each token of it is our best one after those before it."""
+    """Greedy output of both after the same prompt; how far apart our two best logits come on the way."""
     import torch
     import transformers
 
@@ -119,15 +120,15 @@ def _greedy(lm: Decoder, model, tokens: np.ndarray, train_length: int, new_token
     model.generation_config.eos_token_id = None
     settings = transformers.GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     ids = torch.as_tensor(prompt, dtype=torch.long)[None]
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].numpy()
-    freqs = rope.frequencies(lm.rope, length=len(output))
-    before = np.arange(len(prompt) - 1, len(output) - 1)
-    logits = _logits(lm, output.astype(np.int32), freqs, before)
-    best = np.sort(logits, axis=1)
-    differs = np.flatnonzero(logits.argmax(axis=1) != output[len(prompt) :])
+    theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].numpy()
+    freqs = rope.frequencies(lm.rope, length=train_length)
+    ours = generate(lm, [prompt], freqs, max_new_tokens=new_tokens).tokens[0]
+    differs = np.flatnonzero(ours != theirs[len(prompt) :])
+    before = np.arange(len(prompt) - 1, len(theirs) - 1)
+    best = np.sort(_logits(lm, theirs.astype(np.int32), freqs, before), axis=1)
     return {
         "prompt": len(prompt),
-        "tokens": len(output) - len(prompt),
+        "tokens": len(ours),
         "identical": not differs.size,
         "first_difference": int(differs[0]) if differs.size else None,
         "smallest_margin": float((best[:, -1] - best[:, -2]).min()),
