@@ -281,7 +281,7 @@ def stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
     for key in path.split("/"):
         leaf = leaf[key]
     leaf = leaf if layer is None else leaf[layer]
-    if not leaf.is_fully_addressable:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     array = np.asarray(leaf)
     # safetensors writes memory order, so a transposed view would come out scrambled.

@@ -2,12 +2,18 @@
 
 from resonance_jax.report.machine import machine
 from resonance_jax.report.perplexity import difference, doubling, figures, positions, table
-from resonance_jax.report.plots import perplexity_panels, perplexity_plot
+from resonance_jax.report.plots import (
+    accuracy_by_position_plot,
+    perplexity_panels,
+    perplexity_plot,
+    style,
+)
 from resonance_jax.report.progress import Progress, training_progress
 from resonance_jax.report.tables import csv_text, markdown, print_table
 
 __all__ = [
     "Progress",
+    "accuracy_by_position_plot",
     "csv_text",
     "difference",
     "doubling",
@@ -18,6 +24,7 @@ __all__ = [
     "perplexity_plot",
     "positions",
     "print_table",
+    "style",
     "table",
     "training_progress",
 ]

@@ -374,3 +374,11 @@ def test_float64_needs_64_bit_jax(tmp_path, x64):
     assert interop.load_hf(tmp_path, dtype="float64").params["embed"].dtype == np.float64
     with jax.enable_x64(False), pytest.raises(ValueError, match="JAX_ENABLE_X64=1"):
         interop.load_hf(tmp_path, dtype="float64")
+
+
+def test_parameters_that_lie_on_the_host(tmp_path):
+    """One run of many (train.ManyRuns.lm) holds plain numpy arrays."""
+    lm = Decoder(CONFIG, key=jax.random.key(0))
+    host = lm.replace_params(jax.tree.map(np.asarray, lm.params))
+    interop.save_hf(host, tmp_path / "out", rope=SPEC)
+    chex.assert_trees_all_equal(interop.load_hf(tmp_path / "out").params, lm.params)
