@@ -188,7 +188,12 @@ def accuracy_by_position_plot(
         axis.set_xlabel(f"token of the sequence, {smooth} to a point")
         axis.set_ylim(0, 108)
     axes[0].set_ylabel("accuracy (%), mean ± s.d. over seeds")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(4, 2 * len(panels)),
+        frameon=False,
+    )
     save(figure, path)
 
 
@@ -208,5 +213,10 @@ def validation_loss_plot(
     axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(4, 2 * len(panels)),
+        frameon=False,
+    )
     save(figure, path)
