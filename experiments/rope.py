@@ -257,13 +257,14 @@ def show_check(result: dict, tolerance: float) -> int:
         "NLL difference": "nll_difference",
         "logits": "logits",
         "logits, phases alike": "logits_alike",
-        "its phases lose: cos": "cos_error",
-        "logits ": "logits_lost",
-        "NLL": "nll_lost",
+        "cos lost": "cos_error",
+        "logits lost": "logits_lost",
+        "NLL lost": "nll_lost",
     }
     table = [{name: row[key] for name, key in shown.items()} for row in rows]
     print_table(table, f"{result['encoding']} in transformers and here, float32, on {result['text']}")
     print("Differences of logits in standard deviations of the logits; NLL in nats a token.")
+    print("Lost: what transformers' float32 phases change, against transformers with our phases.")
     same = "identical" if greedy["identical"] else f"they differ from token {greedy['first_difference']} on"
     print(
         f"greedy output, {greedy['tokens']} tokens after {greedy['prompt']:,}: {same} "
