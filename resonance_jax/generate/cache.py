@@ -60,18 +60,7 @@ class Cache:
         rotated, head = 2 * freqs.step.shape[0], self.keys.shape[-1]
         if rotated > head:
             raise ValueError(f"the encoding rotates {rotated} dims, but the cache's heads have {head}.")
-        wide = jnp.promote_types(jnp.float32, self.keys.dtype)
-        positions = jnp.arange(self.capacity, dtype=jnp.int32)
-        factor = jnp.asarray(self.freqs.attention_factor).astype(wide)
-        back_cos, back_sin = (x / factor**2 for x in rope.cos_sin(self.freqs, positions, wide))
-        cos, sin = rope.cos_sin(freqs, positions, wide)
-
-        def turn(keys):  # one layer's, time before heads
-            keys = keys.swapaxes(1, 2).astype(wide)
-            keys = rope.rotate(keys, back_cos, -back_sin, self.layout)
-            return rope.rotate(keys, cos, sin, self.layout).swapaxes(1, 2).astype(self.keys.dtype)
-
-        return dataclasses.replace(self, keys=jax.lax.map(turn, self.keys), freqs=freqs)
+        return dataclasses.replace(self, keys=_turned(self.keys, self.freqs, freqs, self.layout), freqs=freqs)
 
     def check(self, config: DecoderConfig, tokens: jax.Array, freqs: rope.Frequencies) -> None:
         """Raise ValueError unless it can take these tokens [B, T] under this table.
@@ -134,13 +123,31 @@ class Cache:
         def write(stack, new):
             new = new.astype(stack.dtype)
             if self.fresh:
-                stack = jax.lax.dynamic_update_slice(stack, new.swapaxes(1, 2)[None], (layer, 0, 0, 0, 0))
+                first = (layer, *[jnp.zeros_like(layer)] * 4)
+                stack = jax.lax.dynamic_update_slice(stack, new.swapaxes(1, 2)[None], first)
             else:
                 rows, slots = jnp.arange(B, dtype=jnp.int32)[:, None], self.positions(T)
                 stack = stack.at[layer, rows, :, slots].set(new, mode="drop", unique_indices=True)
             return constrain(stack, AXES)
 
         return dataclasses.replace(self, keys=write(self.keys, k), values=write(self.values, v))
+
+
+@partial(jax.jit, static_argnames="layout")
+def _turned(stack: jax.Array, before: rope.Frequencies, after: rope.Frequencies, layout: str) -> jax.Array:
+    """Keys [L, B, K, S, H] rotated under one table, as if under another."""
+    wide = jnp.promote_types(jnp.float32, stack.dtype)
+    positions = jnp.arange(stack.shape[3], dtype=jnp.int32)
+    factor = jnp.asarray(before.attention_factor).astype(wide)
+    back_cos, back_sin = (x / factor**2 for x in rope.cos_sin(before, positions, wide))
+    cos, sin = rope.cos_sin(after, positions, wide)
+
+    def turn(keys):  # one layer's
+        keys = keys.swapaxes(1, 2).astype(wide)  # time before heads
+        keys = rope.rotate(keys, back_cos, -back_sin, layout)
+        return rope.rotate(keys, cos, sin, layout).swapaxes(1, 2).astype(stack.dtype)
+
+    return jax.lax.map(turn, stack)
 
 
 def empty(

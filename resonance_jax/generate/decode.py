@@ -216,4 +216,4 @@ def _padded(rows: list[np.ndarray], max_new_tokens: int) -> tuple[np.ndarray, np
     tokens = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, rows, strict=True):
         row[: len(prompt)] = prompt
-    return tokens, lengths, bucket(max(tokens.shape[1], int(lengths.max()) + max_new_tokens))
+    return tokens, lengths, bucket(tokens.shape[1] + max_new_tokens)  # one capacity a bucket

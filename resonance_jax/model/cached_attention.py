@@ -58,11 +58,13 @@ def _merged(queries, keys, values, layer, position, window, scale):
     size = _block(S, B * K * H * keys.dtype.itemsize)
     wide = np.promote_types(np.float32, queries.dtype)
     lowest = jnp.finfo(wide).min / 4
+    zero = jnp.zeros_like(layer)
 
     def merge(j, state):
         out, top, total = state
         start = jnp.minimum(j * size, S - size)  # the last block may overlap the one before
-        block = lambda x: lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, B, K, size, H))[0]
+        at = (layer, zero, zero, start, zero)
+        block = lambda x: lax.dynamic_slice(x, at, (1, B, K, size, H))[0]
         scores = _dot("bkrh,bksh->bkrs", queries, block(keys).astype(queries.dtype), wide) * scale
         key = start + jnp.arange(size, dtype=jnp.int32)[None, None, None]
         seen = (key >= j * size) & (key <= position)
