@@ -1,5 +1,7 @@
 """Intervals for shares of right answers."""
 
+from collections.abc import Sequence
+
 from resonance_jax.evaluate.bootstrap import Interval
 
 
@@ -15,3 +17,14 @@ def wilson(right: float, trials: int, z: float = 1.959963984540054) -> Interval:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * (share * (1 - share) / trials + (z / (2 * trials)) ** 2) ** 0.5
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean(parts: Sequence[Interval]) -> Interval:
+    """The unweighted mean of independent estimates, their distances to the limits squared and added (MOVER,
+    Zou and Donner 2008). Raises ValueError when there are none."""
+    if not parts:
+        raise ValueError("expected at least one interval, got none.")
+    value = sum(part.value for part in parts) / len(parts)
+    below = sum((part.value - part.low) ** 2 for part in parts) ** 0.5 / len(parts)
+    above = sum((part.high - part.value) ** 2 for part in parts) ** 0.5 / len(parts)
+    return Interval(value, value - below, value + above)

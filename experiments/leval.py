@@ -1,0 +1,176 @@
+"""L-Eval's closed-ended tasks for any checkpoint, beside the paper's Table 2.
+
+    python -m experiments.leval any --checkpoint PATH --data FOLDER --context 16k
+    python -m experiments.leval 7b-short-resonance --checkpoint PATH --data FOLDER
+
+Stop it at any time: the same command goes on with the next question. It exits with 3 when documents or
+questions had to be left out, and says which. configs/leval.py has every setting.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from configs.leval import PRESETS, Config
+from experiments.command import main, open_run
+from resonance_jax.files import read_json, write_json, write_text
+
+SHOWN = 5
+
+
+def run(config: Config) -> int:
+    _check(config)
+    folder = open_run("leval", config)
+    if not (folder / "leval.json").exists():
+        _run(config, folder)
+    result = read_json(folder / "leval.json")
+    show(result)
+    print(f"{folder}/table.csv  {folder}/predictions/")
+    return 3 if result["left_out"] else 0
+
+
+def _check(config: Config) -> None:
+    from resonance_jax.data import leval
+    from resonance_jax.report.leval import PAPER
+
+    for what, given in (("checkpoint", config.checkpoint), ("data", config.data)):
+        if not given or not Path(given).is_dir():
+            raise ValueError(f"--{what} must be a directory, got {given!r}.")
+    for task in config.tasks:
+        if task not in leval.TASKS:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(leval.TASKS)}.")
+    if not config.tasks or len(set(config.tasks)) < len(config.tasks):
+        raise ValueError("--tasks must be at least one, each once.")
+    if config.paper not in (None, *PAPER):
+        raise ValueError(f"Table 2 has no row {config.paper!r}; expected one of {', '.join(PAPER)}.")
+    leval.document_budget(config.context)
+
+
+def label(config: Config) -> str:
+    return config.name or f"{Path(config.checkpoint).resolve().name}-{config.context}"
+
+
+def _run(config: Config, folder: Path) -> None:
+    import jax
+
+    from resonance_jax import data, interop, report, rope
+    from resonance_jax.data import leval
+    from resonance_jax.evaluate.journal import Journal
+    from resonance_jax.evaluate.leval_answers import Asker
+    from resonance_jax.report.leval import task_result
+
+    questions, left_out = {}, []
+    for task in config.tasks:
+        read, problems = leval.read(config.data, task)
+        questions[task] = read[: config.limit]
+        left_out += [{"task": task, "why": problem} for problem in problems]
+    tokenizer = data.tokenizer(config.tokenizer or config.checkpoint)
+    lm = interop.load_hf(config.checkpoint, dtype=config.dtype)
+    spec = encoding(config, lm.rope)
+    length = config.length or 1024 * int(config.context.removesuffix("k"))
+    write_json(folder / "encodings.json", [rope.to_record(rope.frequencies(spec, length=length), spec)])
+    asker = Asker(
+        lm,
+        tokenizer,
+        spec,
+        leval.document_budget(config.context),
+        length,
+        config.max_new_tokens,
+        config.stop,
+        config.batch_size,
+    )
+    print(f"device: {jax.devices()[0].device_kind}, {config.dtype}, {spec.title}, jax {jax.__version__}")
+    results = []
+    for task in config.tasks:
+        journal = Journal(folder / "predictions" / f"{task}.pred.jsonl")
+        answered = {record["id"] for record in journal.records}
+        todo = [question for question in questions[task] if question.id not in answered]
+        if todo:
+            print(f"\n{task}, first prompt:\n{shown_prompt(todo[0])}")
+        skip = lambda question, why: left_out.append(
+            {"task": question.task, "why": f"Question {question.id} was left out: {why}"}
+        )
+        with report.Progress(task) as progress:
+            done = len(answered)
+            for batch in asker.answers(asker.prompts(todo, skip)):
+                journal.extend(record(answer, label(config)) for answer in batch)
+                done += len(batch)
+                progress(done, len(questions[task]))
+        if journal.records:
+            results.append(task_result(task, journal.records, f"{label(config)}_pred"))
+    if not results:
+        raise ValueError(f"no question could be asked: {left_out[0]['why'] if left_out else 'no questions.'}")
+    write_results(folder, config, results, left_out, spec)
+
+
+def encoding(config: Config, own):
+    """The RopeSpec to ask under."""
+    from resonance_jax import rope
+
+    if config.encoding == "own":
+        return own
+    return rope.named(
+        config.encoding,
+        head_dim=own.head_dim,
+        base=own.base,
+        partial_rotary_factor=own.partial_rotary_factor,
+        train_length=config.train_length or own.train_length,
+        scale=config.scale,
+    )
+
+
+def shown_prompt(question) -> str:
+    """A question's prompt for people: its document is replaced by its size."""
+    from resonance_jax.data import leval
+
+    size = f"<document of {len(question.document):,} characters>"
+    return leval.prompt(question.task, size, question.instruction)
+
+
+def record(answer, name: str) -> dict:
+    """A line of L-Eval's predictions, and beside its fields how the answer came about."""
+    from resonance_jax.data import leval
+
+    return {
+        **leval.prediction_record(answer.question, answer.prediction, name),
+        "id": answer.question.id,
+        "ended": answer.ended,
+        "prompt_tokens": answer.prompt_tokens,
+        "document_tokens": answer.cut.tokens,
+        "document_tokens_before": answer.cut.tokens_before,
+    }
+
+
+def write_results(folder: Path, config: Config, results: list, left_out: list, spec) -> None:
+    """table.csv, and last leval.json, whose presence says the run is finished."""
+    from resonance_jax import report
+    from resonance_jax.report.leval import table
+
+    rows = table(label(config), results, config.paper)
+    write_text(folder / "table.csv", report.csv_text(rows))
+    result = {
+        "table": rows,
+        "results": results,
+        "left_out": left_out,
+        "checkpoint": config.checkpoint,
+        "data": config.data,
+        "encoding": dataclasses.asdict(spec),
+        "title": spec.title,
+        "machine": report.machine(),
+    }
+    write_json(folder / "leval.json", result)
+
+
+def show(result: dict) -> None:
+    from resonance_jax.report.tables import print_table
+
+    print(f"\n{result['checkpoint']} under {result['title']}, asked from {result['data']}")
+    print_table(result["table"], "L-Eval, closed-ended tasks (%)")
+    left_out = result["left_out"]
+    for item in left_out[:SHOWN]:
+        print(f"left out, {item['task']}: {item['why']}")
+    if len(left_out) > SHOWN:
+        print(f"… and {len(left_out) - SHOWN} more, all of them in leval.json.")
+
+
+if __name__ == "__main__":
+    main(run, PRESETS, __doc__)

@@ -1,0 +1,105 @@
+"""L-Eval scores beside the paper's Table 2: same columns, same rounding, what a difference means."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resonance_jax.data.leval import TASKS
+from resonance_jax.evaluate import leval
+from resonance_jax.evaluate.binomial import mean, wilson
+from resonance_jax.evaluate.bootstrap import Interval
+
+_COLUMNS = [task.column for task in TASKS.values()]
+
+
+def _row(*cells: str) -> dict[str, str]:
+    return dict(zip([*_COLUMNS, "Avg."], cells, strict=True))
+
+
+PAPER = {
+    "7b-dynamic-ntk": _row("31.98", "32.00", "34.65", "59.11", "1.11", "36.72", "32.59"),
+    "7b-ntk": _row("36.77", "3.00", "26.73", "34.20", "1.11", "50.78", "25.43"),
+    "7b-long-yarn": _row("36.05", "19.00", "33.17", "50.56", "4.44", "56.25", "33.24"),
+    "7b-long-resonance": _row("36.48", "22.00", "34.16", "55.76", "0.00", "57.03", "34.24"),
+    "7b-short-yarn": _row("35.03", "24.00", "37.62", "57.62", "4.44", "60.94", "36.61"),
+    "7b-short-resonance": _row("36.34", "27.00", "40.59", "56.51", "3.33", "61.72", "37.58"),
+    "13b-dynamic-ntk": _row("29.22", "39.00", "40.59", "63.94", "1.11", "39.84", "35.62"),
+    "13b-ntk": _row("40.26", "21.00", "38.12", "65.43", "1.11", "46.88", "35.47"),
+    "13b-long-yarn": _row("38.08", "39.00", "43.07", "65.43", "0.00", "63.28", "41.48"),
+    "13b-long-resonance": _row("38.66", "39.00", "43.56", "65.06", "1.11", "62.50", "41.65"),
+    "13b-short-yarn": _row("41.72", "34.00", "41.09", "66.91", "2.22", "48.44", "39.06"),
+    "13b-short-resonance": _row("41.86", "35.00", "42.57", "65.80", "5.56", "48.44", "39.87"),
+}
+"""Resonance RoPE, Table 2, as printed: one run each, no interval. long: fine-tuned at the target length;
+short: at 4,096; the NTK rows not at all."""
+
+
+def task_result(task: str, records: Sequence[Mapping[str, Any]], prediction: str) -> dict[str, Any]:
+    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about.
+
+    records: lines of the predictions, `prediction` the field that holds what was said. SFiction's two halves
+    of a question count as one question.
+    """
+    score = leval.score(task, [r[prediction] for r in records], [r["gt"] for r in records])
+    interval = wilson(score / 100 * len(records), len(records))
+    return {
+        "task": task,
+        "score": score,
+        "low": 100 * interval.low,
+        "high": 100 * interval.high,
+        "questions": len(records),
+        "questions_of_the_benchmark": TASKS[task].questions,
+        "documents_cut": sum(r["document_tokens"] < r["document_tokens_before"] for r in records),
+        "ended_by_length": sum(r["ended"] == "length" for r in records),
+    }
+
+
+def average(results: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Avg. in % with its interval; None unless all six tasks are there."""
+    if {result["task"] for result in results} != set(TASKS):
+        return None
+    return mean([Interval(r["score"], r["low"], r["high"]) for r in results])
+
+
+def table(name: str, results: Sequence[Mapping[str, Any]], paper: str | None = None) -> list[dict[str, str]]:
+    """Ours in the paper's columns and rounding, its interval, the counts; the paper's row, the difference and
+    how many of the paper's questions that is."""
+    by_column = {TASKS[result["task"]].column: result for result in results}
+    total = average(results)
+    line = lambda label, cell, last="": {
+        "": label,
+        **{column: cell(by_column[column]) if column in by_column else "" for column in _COLUMNS},
+        "Avg.": last,
+    }
+    span = lambda low, high: f"{low:.1f} … {high:.1f}"
+    lines = [
+        line(name, lambda r: f"{r['score']:.2f}", "" if total is None else f"{total.value:.2f}"),
+        line(
+            "95 % interval",
+            lambda r: span(r["low"], r["high"]),
+            "" if total is None else span(total.low, total.high),
+        ),
+    ]
+    if paper is not None:
+        printed = PAPER[paper]
+        gap = lambda r: r["score"] - float(printed[TASKS[r["task"]].column])
+        lines += [
+            {"": f"paper, {paper}", **printed},
+            line(
+                "difference",
+                lambda r: f"{gap(r):+.2f}",
+                "" if total is None else f"{total.value - float(printed['Avg.']):+.2f}",
+            ),
+            line(
+                "in questions of the paper's",
+                lambda r: f"{gap(r) / 100 * TASKS[r['task']].questions:+.1f}",
+            ),
+        ]
+    return [
+        *lines,
+        line(
+            "questions (of the benchmark's)",
+            lambda r: f"{r['questions']} ({r['questions_of_the_benchmark']})",
+        ),
+        line("asked about a cut document", lambda r: str(r["documents_cut"])),
+        line("without an end: out of tokens", lambda r: str(r["ended_by_length"])),
+    ]
