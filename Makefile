@@ -4,7 +4,7 @@ ACCEL  ?= cpu
 EXTRA  := $(if $(filter-out cpu,$(ACCEL)),[$(ACCEL)])
 BIN    := .venv/bin
 
-.PHONY: quickstart test test-all bench lint clean
+.PHONY: quickstart test test-all test-newest bench lint clean
 
 quickstart: .venv/.ready-$(ACCEL)  ## train two small LLaMAs, extend them 8x by every method, draw the picture
 	$(BIN)/python -m experiments.quickstart
@@ -14,6 +14,9 @@ test: .venv/.ready-test  ## the tests; the first time this downloads torch (CPU)
 
 test-all: .venv/.ready-test  ## the full counts: every kill, mesh and notebook
 	$(BIN)/python -m pytest --durations=15 $(ARGS)
+
+test-newest:  ## core tests on Python 3.12 with the newest jax, without torch; says so where it cannot
+	@.ci/newest
 
 bench: .venv/.ready-test  ## memory and speed, side by side with PyTorch; one JSON each under results/
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
