@@ -13,7 +13,8 @@ class DecoderConfig:
     hidden state (T5's tied head has d_model**-0.5). dropout: where T5 has it, only when a key is passed.
     init: "llama" (normal 0.02) or "t5". dtype: of activations; norms, rotation, softmax and loss run in
     promote_types(float32, dtype). remat: "none" keeps every activation, "full" recomputes each layer,
-    "dots" keeps matrix products. kernel: model.attention's choice, or one forced.
+    "attention" all of it but attention (where its kernel names what it keeps), "dots" keeps matrix products.
+    kernel: model.attention's choice, or one forced.
     """
 
     vocab_size: int
@@ -59,7 +60,7 @@ class DecoderConfig:
             ("rope_layout", ("half", "interleaved")),
             ("init", ("llama", "t5")),
             ("dtype", ("float32", "bfloat16", "float16", "float64")),
-            ("remat", ("none", "full", "dots")),
+            ("remat", ("none", "full", "attention", "dots")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(

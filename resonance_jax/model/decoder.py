@@ -15,6 +15,7 @@ from flax import nnx
 
 from resonance_jax import rope
 from resonance_jax.model import parameters
+from resonance_jax.model.block_pairs import SAVED
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout
 from resonance_jax.model.lora import Adapted
@@ -117,7 +118,11 @@ def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=N
 def _remat(config: DecoderConfig, fn):
     if config.remat == "none":
         return fn
-    policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = {
+        "full": None,
+        "attention": jax.checkpoint_policies.save_only_these_names(*SAVED),
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }[config.remat]
     return jax.checkpoint(fn, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged away
 
 
