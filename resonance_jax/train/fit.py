@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax import rope
-from resonance_jax.files import atomic
+from resonance_jax.files import as_path, atomic
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Decoder
@@ -32,6 +32,7 @@ from resonance_jax.train.many import TrainConfig
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import Batch, train_step
+from resonance_jax.train.trace import Trace
 
 
 @dataclasses.dataclass
@@ -73,7 +74,7 @@ def fit(
     another encoding, FloatingPointError for a loss that is not finite, its batch saved beside the run, and
     Interrupted.
     """
-    run_dir, mesh, read = Path(run_dir), lm.mesh, reader(batches)
+    run_dir, mesh, read = as_path(run_dir), lm.mesh, reader(batches)
     rows, length = size(batches)
     _check(rows, config.micro, mesh)
     if lora and config.optimizer.freeze:
@@ -82,15 +83,11 @@ def fit(
     trained, frozen = program.place(lm.params, seed, donate)
     devices = 1 if mesh is None else mesh.size
     kind = jax.devices()[0].device_kind
-    first_step = None
 
     def advance(state, start, count):
-        nonlocal first_step
-        first_step = start if first_step is None else first_step
         logged = []
         for step in range(start, start + count):
-            if profile and step == first_step + 2:
-                jax.profiler.start_trace(str(run_dir / "profile"))
+            trace.before_step()
             batch = place_batch(functools.partial(read, step), rows, length, mesh)
             began = time.monotonic()
             state, metrics = program.step(state, frozen, batch, freqs)
@@ -98,26 +95,26 @@ def fit(
             rate = rows * length / (time.monotonic() - began)
             share = flops.mfu(lm.config, length, rate, devices, kind)
             logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
-            if profile and first_step + 1 < step == min(first_step + 1 + profile, config.steps - 1):
-                jax.profiler.stop_trace()
+            trace.after_step()
             if not np.isfinite(metrics["loss"]):
                 raise FloatingPointError(_keep_batch(run_dir, step, read(step, 0, rows)))
         return state, {name: np.stack([entry[name] for entry in logged]) for name in logged[0]}
 
-    state, history = run_loop(
-        advance,
-        Fresh(program.like, lambda: program.first_state(trained, seed)),
-        config.steps,
-        run_dir,
-        {"encodings": [rope.to_record(freqs)], "config": dataclasses.asdict(lm.config), **(meta or {})},
-        steps_per_call=config.steps_per_call,
-        save_seconds=config.save_seconds,
-        tokens_per_step=rows * length,
-        evaluators=evaluators,
-        progress=progress,
-        checkpoint_dir=checkpoint_dir,
-        keep=keep,
-    )
+    with Trace(run_dir / "profile", profile) as trace:
+        state, history = run_loop(
+            advance,
+            Fresh(program.like, lambda: program.first_state(trained, seed)),
+            config.steps,
+            run_dir,
+            {"encodings": [rope.to_record(freqs)], "config": dataclasses.asdict(lm.config), **(meta or {})},
+            steps_per_call=config.steps_per_call,
+            save_seconds=config.save_seconds,
+            tokens_per_step=rows * length,
+            evaluators=evaluators,
+            progress=progress,
+            checkpoint_dir=checkpoint_dir,
+            keep=keep,
+        )
     return Run(lm.replace_params(program.merged(state.params, frozen)), history)
 
 

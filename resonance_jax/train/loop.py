@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import signal
 import threading
 import time
@@ -14,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resonance_jax.files import write_text
+from resonance_jax.files import as_path
 from resonance_jax.train.checkpoint import Checkpoints
+from resonance_jax.train.history import History
 
 Progress = Callable[..., None]
 """progress(done, total, **figures): called often; draws what it likes."""
@@ -63,38 +62,35 @@ def run_loop(
     and may donate its state. History holds one record a step ({"step", "loss", …}) and one an evaluation
     ({"step", "evaluation": {…}}), as in metrics.jsonl. A run that is killed resumes from its last checkpoint
     with the same numbers, because advance is a function of (state, step). Of several processes only the
-    first one logs, draws and has what was logged before. checkpoint_dir: default run_dir/checkpoints; may be
-    gs://…; the newest `keep` stay. Raises Interrupted after saving on SIGINT or SIGTERM (to any process),
-    FloatingPointError when the loss is not finite (the last good state is the newest checkpoint).
+    first one logs, draws and has what was logged before. run_dir and checkpoint_dir (default
+    run_dir/checkpoints) may be gs://…; the newest `keep` checkpoints stay. Raises Interrupted after saving on
+    SIGINT or SIGTERM (to any process), FloatingPointError when the loss is not finite (the last good state is
+    the newest checkpoint), OSError when a checkpoint would not fit on the disk.
     """
-    run_dir, evaluators, first = Path(run_dir), list(evaluators), jax.process_index() == 0
+    run_dir, evaluators, first = as_path(run_dir), list(evaluators), jax.process_index() == 0
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(checkpoint_dir or run_dir / "checkpoints", meta, keep)
         stack.callback(checkpoints.close)
         start = checkpoints.latest_step() or 0
+        if start < steps:
+            checkpoints.check_space(state.like if isinstance(state, Fresh) else state)
         if start:
             state = checkpoints.restore(state.like if isinstance(state, Fresh) else state)
         elif isinstance(state, Fresh):
             state = state.make()
-        metrics_path = run_dir / "metrics.jsonl"
-        history = _read_until(metrics_path, start) if first else []
-        if first:
-            write_text(metrics_path, "".join(json.dumps(record) + "\n" for record in history))
+        history = History(run_dir / "metrics.jsonl" if first else None, start)
+        stack.callback(history.flush, due=True)
         step, saved, began = start, time.monotonic(), time.monotonic()
         asked_to_stop = stack.enter_context(_signals())
-        log = stack.enter_context(open(metrics_path if first else os.devnull, "a", encoding="utf-8"))
-
-        def record(entry: dict[str, Any]) -> None:
-            history.append(entry)
-            log.write(json.dumps(entry) + "\n")
 
         while step < steps:
             count = min([steps_per_call, steps - step, *(e.every - step % e.every for e in evaluators)])
             state, metrics = advance(state, step, count)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
             for i in range(count):
-                record({"step": step + i + 1, **{name: value[i].tolist() for name, value in metrics.items()}})
+                values = {name: value[i].tolist() for name, value in metrics.items()}
+                history.add({"step": step + i + 1, **values})
             step += count
             if not np.isfinite(metrics["loss"]).all():
                 raise FloatingPointError(
@@ -103,21 +99,22 @@ def run_loop(
                 )
             for evaluator in evaluators:
                 if step % evaluator.every == 0 or step == steps:
-                    record({"step": step, "evaluation": evaluator.fn(state)})
-            log.flush()
+                    history.add({"step": step, "evaluation": evaluator.fn(state)})
+            history.flush()
             elapsed = time.monotonic() - began
             if progress is not None and first:
                 rate = (step - start) * tokens_per_step / elapsed
                 progress(step, steps, loss=float(metrics["loss"][-1].mean()), tokens_per_second=rate)
             stop, due = _agreed(asked_to_stop.is_set(), time.monotonic() - saved > save_seconds)
             if stop or step == steps or due:
+                history.flush(due=True)
                 checkpoints.save(step, state)
                 saved = time.monotonic()
             if stop and step < steps:
                 raise Interrupted(
                     f"stopped at step {step} of {steps}; run the same again to go on from there."
                 )
-    return state, history
+    return state, history.records
 
 
 def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
@@ -128,21 +125,6 @@ def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
 
     asked = np.asarray(process_allgather(np.asarray([stop, due])))
     return bool(asked[:, 0].any()), bool(asked[0, 1])
-
-
-def _read_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records up to `step`: what was logged after the last checkpoint will be logged again."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # a line cut off by a kill; everything before it is whole
-            break
-        if record["step"] <= step:
-            records.append(record)
-    return records
 
 
 class _signals:

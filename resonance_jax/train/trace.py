@@ -1,0 +1,46 @@
+"""A profiler trace of a few training steps, for TensorBoard or Perfetto."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+
+from resonance_jax.files import AnyPath, as_path, is_remote, upload
+
+
+class Trace:
+    """Traces `count` steps into `folder`, after the first two that this process runs: those compile.
+
+    A context: leaving it ends a trace that has begun. JAX writes local files; for an object store they are
+    uploaded at the end.
+    """
+
+    def __init__(self, folder: AnyPath, count: int):
+        self._folder, self._count, self._seen, self._temporary = as_path(folder), count, 0, None
+        self._running = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._running:
+            self._stop()
+
+    def before_step(self) -> None:
+        if self._seen == 2 and self._count:
+            if is_remote(self._folder):
+                self._temporary = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._temporary.name if self._temporary else str(self._folder))
+            self._running = True
+
+    def after_step(self) -> None:
+        self._seen += 1
+        if self._running and self._seen == 2 + self._count:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()
+        if self._temporary is not None:
+            upload(Path(self._temporary.name), self._folder)
+            self._temporary.cleanup()
