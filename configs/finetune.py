@@ -12,6 +12,7 @@ Expected:  cpu: the fine-tuned model's perplexity falls with length where the ba
 """
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Config:
     shape: str = "tiny"
     """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
     --plan takes where the checkpoint is not there."""
+    quickstart: str | None = None
+    """Without a checkpoint: a quickstart's run folder, to start from its plain RoPE model. "default" is where
+    `make quickstart` leaves it; if it has not run, a model is trained here."""
     pretrain_steps: int = 0
     """Without a checkpoint: so many steps of plain RoPE at --train-length come first."""
     pretrain_batch_size: int = 8
@@ -34,6 +38,13 @@ class Config:
     """The encoding (resonance_jax.rope.METHODS)."""
     resonance: bool = False
     """Round its wavelengths."""
+    compare: bool = False
+    """Fine-tune both without and with Resonance, from the same weights on the same rows; then score them and
+    the base on held-out text at growing lengths."""
+    documents: int = 24
+    """For that: at most so many held-out documents (in order of name)."""
+    pieces_per_document: int = 4
+    """For that: at most so many pieces of --length tokens from each."""
     scale: float = 8.0
     """The paper's s, for the methods that take one."""
     train_length: int | None = None
@@ -114,6 +125,9 @@ class Config:
 
     seed: int = 42
     """Of the order of the data, dropout and fresh weights."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: go on from the newest checkpoint of the run folder if there is one; never: refuse a folder that
+    has one; must: refuse a folder that has none."""
     save_seconds: float = 300.0
     """Between checkpoints."""
     keep: int = 2
@@ -132,13 +146,9 @@ class Config:
     """Where results go; default runs/finetune-<hash of this config>."""
 
 
-ELSEWHERE = ("micro", "remat", "kernel", "data", "fsdp", "tensor", "sequence", "save_seconds", "keep") + (
-    "checkpoint_dir",
-    "cache_dir",
-    "profile",
-    "plan",
-    "chip",
-    "devices",
+ELSEWHERE = (
+    *("micro", "remat", "kernel", "data", "fsdp", "tensor", "sequence"),
+    *("resume", "save_seconds", "keep", "checkpoint_dir", "cache_dir", "profile", "plan", "chip", "devices"),
 )
 """Fields that say where and how a run is computed, not what it is: they may change when it goes on."""
 
@@ -162,9 +172,10 @@ def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -
 
 
 CPU = Config(
+    quickstart="default",
     shape="tiny",
     pretrain_steps=600,
-    resonance=True,
+    compare=True,
     train_length=256,
     length=2048,
     tokenizer="bytes",

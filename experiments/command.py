@@ -10,13 +10,14 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resonance_jax.files import read_json, write_json
+from resonance_jax.files import as_path, is_remote, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +28,7 @@ def main(run: Callable[[Any], int | None], config: type | dict, description: str
     config: a frozen dataclass, or named presets {name: (one sentence, config)}, the first of which is taken
     when none is named; every field can be overridden on the command line.
     """
+    leave_on_sigterm()
     import tyro
 
     if isinstance(config, dict):
@@ -45,6 +47,20 @@ def main(run: Callable[[Any], int | None], config: type | dict, description: str
     sys.exit(code)
 
 
+INTERRUPTED = "interrupted; run the same command again to go on."
+
+
+def leave_on_sigterm() -> None:
+    """SIGTERM ends a command at once with code 130, where no training loop is there to save first."""
+
+    def leave(number, frame):
+        # Not an exception: one that is raised while Python collects garbage is lost.
+        os.write(sys.stderr.fileno(), f"\n{INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
 def guarded(run: Callable[[Any], int | None], config: Any) -> int:
     """run(config) with a user's mistake told in one sentence instead of a traceback."""
     # Orbax logs, through absl, a traceback of every error that it also raises.
@@ -52,7 +68,7 @@ def guarded(run: Callable[[Any], int | None], config: Any) -> int:
     try:
         return run(config) or 0
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 130
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
@@ -98,7 +114,7 @@ def open_run(study: str, config: Any) -> Path:
 
     Raises ValueError naming the fields that differ when the folder belongs to another config.
     """
-    folder = Path(config.run_dir or Path("runs") / f"{study}-{config_hash(config)}")
+    folder = as_path(config.run_dir or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
     if path.exists():
         stored = read_json(path)
@@ -111,6 +127,19 @@ def open_run(study: str, config: Any) -> Path:
             raise ValueError(f"{folder} is not empty and not a run folder; choose another --run-dir.")
         write_json(path, asked)
     return folder
+
+
+def default_folder(study: str, config: Any) -> Path:
+    return Path("runs") / f"{study}-{config_hash(config)}"
+
+
+def local_part(study: str, config: Any, folder: Path) -> Path:
+    """Where a run keeps what has to be a local file, such as mapped tokens: its folder, or a twin of one that
+    lies in an object store."""
+    if not is_remote(folder):
+        return folder
+    twin = default_folder(study, config)
+    return twin.with_name(f"{twin.name}-local")
 
 
 def use_every_core() -> None:

@@ -12,8 +12,17 @@ import math
 from pathlib import Path
 
 from configs.finetune import ELSEWHERE, PRESETS, Config
-from experiments.command import main, open_run, use_every_core
-from resonance_jax.files import read_json, write_json, write_text
+from experiments.base_model import base, shape_named
+from experiments.command import (
+    default_folder,
+    leave_on_sigterm,
+    local_part,
+    main,
+    open_run,
+    use_every_core,
+)
+from experiments.length_sweep import sweep
+from resonance_jax.files import as_path, is_remote, read_json, upload, write_json, write_text
 
 
 def run(config: Config) -> int | None:
@@ -23,15 +32,15 @@ def run(config: Config) -> int | None:
     from resonance_jax.parallel import distributed
 
     process = distributed.start()
+    leave_on_sigterm()  # joining the other processes may have put another handler there
     with distributed.first_process_first():
+        if process == 0:
+            check_resume(config)
         folder = open_run("finetune", identity(config))
     if not distributed.first_says((folder / "finetune.json").exists()):
         _run(config, folder)
     if process == 0:
-        from resonance_jax.report.tables import print_table
-
-        print_table([read_json(folder / "finetune.json")["summary"]], "Fine-tuning")
-        print(f"\n{folder}/loss.png  {folder}/hf  {folder}/metrics.jsonl")
+        show(config, folder)
     return None
 
 
@@ -41,14 +50,39 @@ def identity(config: Config) -> Config:
     return dataclasses.replace(config, **{name: defaults[name] for name in ELSEWHERE})
 
 
+def check_resume(config: Config) -> None:
+    """Refuse, before anything is written, what --resume does not allow."""
+    from resonance_jax.train import checkpoint
+
+    folder = as_path(config.run_dir or default_folder("finetune", identity(config)))
+    if config.checkpoint_dir is None:
+        tuned = [part / "checkpoints" for part in parts(config, folder)]
+    else:
+        tuned = parts(config, as_path(config.checkpoint_dir))
+    checkpoint.check_resume(config.resume, [*tuned, folder / "pretrain" / "checkpoints"])
+
+
+def variants(config: Config) -> list[bool]:
+    """Which of the method without and with Resonance are trained."""
+    return [False, True] if config.compare else [config.resonance]
+
+
+def parts(config: Config, folder: Path) -> list[Path]:
+    """Where each variant's run lies: in the folder itself when there is one."""
+    if not config.compare:
+        return [folder]
+    return [folder / f"{'resonance-' if resonance else ''}{config.method}" for resonance in variants(config)]
+
+
 def _run(config: Config, folder: Path) -> None:
     import jax
 
-    from resonance_jax import data, report, rope, train
+    from resonance_jax import data, rope
     from resonance_jax.parallel import distributed
 
-    mesh, device = mesh_of(config), jax.devices()[0]
-    say = print if jax.process_index() == 0 else lambda *_: None
+    mesh, device, first = mesh_of(config), jax.devices()[0], jax.process_index() == 0
+    local = local_part("finetune", identity(config), folder)
+    say = print if first else lambda *_: None
     say(
         f"device: {jax.device_count()} x {device.device_kind}, {config.dtype}, "
         f"{jax.process_count()} process(es), jax {jax.__version__}"
@@ -60,39 +94,63 @@ def _run(config: Config, folder: Path) -> None:
                 config.split
             ),
             tokenizer,
-            config.cache_dir or folder / "tokens",
+            config.cache_dir or local / "tokens",
             config.rule,
         )
     batches = data.Batches(
         tokens, config.length, config.batch_size, config.seed, config.mode, config.source_chunk
     )
     say(f"text: {tokens.header['corpus']['name']}, {len(tokens):,} tokens, {batches.chunks:,} rows of them")
-    lm = base(config, folder, mesh, tokens)
-    spec = encoding(config, lm)
-    freqs = rope.frequencies(spec, length=config.length)
-    lm = with_settings(config, lm)
-    say(f"{lm.count_parameters() / 1e6:,.1f} M parameters, {spec.title}, {config.length:,} positions")
-    if jax.process_index() == 0:
-        write_json(folder / "encodings.json", [rope.to_record(freqs, spec)])
-    with report.training_progress("fine-tune", bytes_per_token(tokenizer)) as progress:
+    lm = base(config, folder, local, mesh, tokens, say)
+    specs = [encoding(config, lm, resonance) for resonance in variants(config)]
+    if first:
+        records = [rope.to_record(rope.frequencies(spec, length=config.length), spec) for spec in specs]
+        write_json(folder / "encodings.json", records)
+    trained = with_settings(config, lm)
+    folders = zip(specs, parts(config, folder), parts(config, local), strict=True)
+    rows = [tune(config, *where, trained, batches, tokenizer, say) for where in folders]
+    if first:
+        result = {"runs": rows}
+        if config.compare:
+            tuned = dict(zip(specs, (part / "hf" for part in parts(config, local)), strict=True))
+            result |= sweep(config, folder, local, lm, tuned, tokenizer)
+        write_json(folder / "finetune.json", result)
+    distributed.wait("finished")
+
+
+def tune(config: Config, spec, folder: Path, local: Path, lm, batches, tokenizer, say) -> dict:
+    """Fine-tune lm under one encoding; metrics, loss.png and hf/ in folder. Returns the run's summary."""
+    import jax
+
+    from resonance_jax import report, rope, train
+    from resonance_jax.report.training import loss_plot, training_summary
+
+    say(
+        f"fine-tuning: {lm.count_parameters() / 1e6:,.1f} M parameters, {spec.title}, "
+        f"{config.batch_size} rows of {config.length:,} positions a step"
+    )
+    own = None if config.checkpoint_dir is None else as_path(config.checkpoint_dir)
+    with report.training_progress(spec.title, bytes_per_token(tokenizer)) as progress:
         result = train.fit(
             lm,
             batches,
-            freqs,
-            training(config, config.steps, config.batch_size, mesh),
+            rope.frequencies(spec, length=config.length),
+            training(config, config.steps, config.batch_size, lm.mesh),
             folder,
             seed=config.seed,
             lora=adapters(config),
             progress=progress,
-            checkpoint_dir=config.checkpoint_dir,
+            checkpoint_dir=own / folder.name if own is not None and config.compare else own,
             keep=config.keep,
             profile=config.profile,
-            donate=True,
+            donate=not config.compare,
         )
-    export(config, folder / "hf", result.lm, spec, tokenizer)
+    export(config, folder / "hf", local / "hf", result.lm, spec, tokenizer)
+    summary = training_summary(result.history, config.batch_size * config.length)
     if jax.process_index() == 0:
-        write_results(config, folder, result.history, spec)
-    distributed.wait("finished")
+        loss_plot(result.history, folder / "loss.png", f"{spec.title}, {config.length:,} positions")
+        write_text(folder / "metrics.csv", report.csv_text([r for r in result.history if "loss" in r]))
+    return {"encoding": spec.title, **summary}
 
 
 def mesh_of(config: Config):
@@ -130,59 +188,7 @@ def bytes_per_token(tokenizer) -> float | None:
     return 1.0 if tokenizer is not None and tokenizer.name == "bytes" else None
 
 
-def base(config: Config, folder: Path, mesh, tokens):
-    """The decoder to start from: a checkpoint's, a fresh one, or one trained at the short length first."""
-    import jax
-
-    from resonance_jax import data, interop, model, report, rope, train
-
-    if config.checkpoint is not None:
-        lm = interop.load_hf(config.checkpoint, mesh=mesh)
-        _check_vocabulary(tokens, lm.config, config.checkpoint)
-        return lm
-    shape = shape_named(config.shape)
-    _check_vocabulary(tokens, shape, config.shape)
-    saved = folder / "base"
-    if saved.exists():
-        return interop.load_hf(saved, mesh=mesh)
-    spec = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
-    lm = model.Decoder(shape, jax.random.key(config.seed), mesh=mesh, rope=spec)
-    if not config.pretrain_steps:
-        return lm
-    if config.train_length is None:
-        raise ValueError("pretraining needs --train-length, the positions in its rows.")
-    rows = config.pretrain_batch_size
-    batches = data.Batches(tokens, config.train_length, rows, config.seed)
-    plain = dataclasses.replace(
-        config, lr=config.pretrain_lr, weight_decay=0.1, schedule="cosine", clip=1.0, micro=0
-    )
-    settings = dataclasses.replace(training(plain, config.pretrain_steps, rows, mesh), steps_per_call=8)
-    freqs = rope.frequencies(spec, length=config.train_length)
-    with report.training_progress("pretrain") as progress:
-        result = train.fit(lm, batches, freqs, settings, folder / "pretrain", progress=progress)
-    interop.save_hf(result.lm, saved, rope=spec, length=config.train_length)
-    return result.lm
-
-
-def shape_named(name: str):
-    from resonance_jax import model
-
-    if name not in model.PRESETS:
-        known = ", ".join(model.PRESETS)
-        raise ValueError(f"there is no shape {name!r}; expected one of {known}, or give a --checkpoint.")
-    return model.PRESETS[name]
-
-
-def _check_vocabulary(tokens, shape, name: str) -> None:
-    size = tokens.header["vocab_size"]
-    if size is not None and size > shape.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {size} tokens, but {name} embeds {shape.vocab_size}; "
-            "give the model's own with --tokenizer."
-        )
-
-
-def encoding(config: Config, lm):
+def encoding(config: Config, lm, resonance: bool):
     """The RopeSpec to train under: the base's, its method and scale replaced."""
     from resonance_jax import rope
 
@@ -194,7 +200,7 @@ def encoding(config: Config, lm):
         base=own.base,
         partial_rotary_factor=own.partial_rotary_factor,
         train_length=config.train_length or own.train_length,
-        resonance=config.resonance,
+        resonance=resonance,
         **({"scale": config.scale} if config.method in scaled else {}),
     )
 
@@ -237,30 +243,38 @@ def adapters(config: Config):
     return train.LoraConfig(config.lora_rank, config.lora_alpha, config.lora_dropout, *whole)
 
 
-def export(config: Config, path: Path, lm, spec, tokenizer) -> None:
-    """The Hugging Face directory, unless a run that was killed afterwards has written it."""
+def export(config: Config, path: Path, local: Path, lm, spec, tokenizer) -> None:
+    """The Hugging Face directory, unless a run that was killed afterwards has written it.
+
+    To an object store it is uploaded from a local one, config.json last.
+    """
     import jax
 
     from resonance_jax import interop
     from resonance_jax.parallel import distributed
 
-    if distributed.first_says(path.exists()):
-        return
-    params = jax.tree.map(lambda x: x.astype(config.dtype), lm.params)
-    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    longest = max(config.length, int(spec.scale * (spec.train_length or config.length)))
-    interop.save_hf(lm.replace_params(params), path, rope=spec, length=longest, extra=ids)
+    if not distributed.first_says(local.exists()):
+        params = jax.tree.map(lambda x: x.astype(config.dtype), lm.params)
+        ids = (
+            {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        )
+        longest = max(config.length, int(spec.scale * (spec.train_length or config.length)))
+        interop.save_hf(lm.replace_params(params), local, rope=spec, length=longest, extra=ids)
+    if is_remote(path) and jax.process_index() == 0 and not (path / "config.json").exists():
+        upload(local, path)
 
 
-def write_results(config: Config, folder: Path, history, spec) -> None:
-    """loss.png, metrics.csv, and last finetune.json, whose presence says the run is finished."""
-    from resonance_jax import report
-    from resonance_jax.report.training import loss_plot, training_summary
+def show(config: Config, folder: Path) -> None:
+    from resonance_jax.report.tables import print_table
 
-    summary = training_summary(history, config.batch_size * config.length)
-    loss_plot(history, folder / "loss.png", f"{spec.title}, {config.length:,} positions")
-    write_text(folder / "metrics.csv", report.csv_text([r for r in history if "loss" in r]))
-    write_json(folder / "finetune.json", {"encoding": spec.title, "summary": summary})
+    result = read_json(folder / "finetune.json")
+    print_table(result["runs"], "Fine-tuning")
+    if config.compare:
+        print_table(result["table"], "Perplexity of held-out text by length")
+        print_table(result["differences"], f"Differences at {config.length:,}, nats a token")
+        print(f"{folder}/sweep.png  {folder}/report.md")
+    for part in parts(config, folder):
+        print(f"{part}/loss.png  {part}/hf  {part}/metrics.jsonl")
 
 
 def show_plan(config: Config) -> int:

@@ -33,7 +33,7 @@ def _run(config: Config, folder: Path) -> None:
     use_every_core()
     import jax
 
-    from resonance_jax import data, evaluate, model, report, rope, train
+    from resonance_jax import data, evaluate, report, rope, train
 
     device = jax.devices()[0]
     print(
@@ -50,14 +50,7 @@ def _run(config: Config, folder: Path) -> None:
         f"{provenance['heldout']['documents']} documents held out"
     )
     pieces, owners = cut_pieces(heldout, tokenizer, config)
-    shape = model.PRESETS["quickstart"].replace(
-        d_model=config.d_model,
-        n_layers=config.n_layers,
-        n_heads=config.d_model // config.head_dim,
-        n_kv_heads=config.d_model // config.head_dim,
-        head_dim=config.head_dim,
-        d_ff=config.d_model * 8 // 3,
-    )
+    shape = shape_of(config)
     specs = {resonance: specs_of(config, resonance) for resonance in (False, True)}
     write_json(
         folder / "encodings.json",
@@ -123,6 +116,21 @@ def _run(config: Config, folder: Path) -> None:
             )
         progress(len(rows), len(rows))
     write_results(folder, config, rows, results, provenance)
+
+
+def shape_of(config: Config):
+    """The decoder that this config trains."""
+    from resonance_jax import model
+
+    heads = config.d_model // config.head_dim
+    return model.PRESETS["quickstart"].replace(
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=config.head_dim,
+        d_ff=config.d_model * 8 // 3,
+    )
 
 
 def specs_of(config: Config, resonance: bool) -> dict:

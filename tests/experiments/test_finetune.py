@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,30 +19,55 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
+from configs.quickstart import Config as Quickstart
 from experiments.command import guarded
 from experiments.finetune import mesh_sizes, run
-from resonance_jax import interop, model, rope
-from resonance_jax.files import read_json
+from experiments.quickstart import shape_of
+from resonance_jax import interop, model, rope, train
+from resonance_jax.files import read_json, write_json
+from resonance_jax.train.checkpoint import saved_params
+from tests.bucket import bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
+SHAPE = model.PRESETS["tiny"].replace(d_model=32, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=48)
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory) -> list[str]:
-    """Options: a small checkpoint, twenty short modules of the standard library, short rows."""
+def given(tmp_path_factory) -> dict:
+    """Settings: a small checkpoint, twenty short modules of the standard library, short rows."""
     folder = tmp_path_factory.mktemp("given")
     (folder / "text").mkdir()
     for module in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:20]:
         (folder / "text" / module.with_suffix(".txt").name).write_text(module.read_text()[:2000])
-    shape = model.PRESETS["tiny"].replace(d_model=32, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=48)
-    lm = model.Decoder(shape, jax.random.key(0))
+    lm = model.Decoder(SHAPE, jax.random.key(0))
     interop.save_hf(lm, folder / "base", rope=rope.RopeSpec(head_dim=16, train_length=32), length=32)
-    return [
-        *("cpu", "--checkpoint", str(folder / "base"), "--corpus", str(folder / "text")),
-        *("--cache-dir", str(folder / "tokens"), "--length", "64", "--scale", "2", "--batch-size", "4"),
-        *("--micro", "2", "--steps", str(STEPS), "--train-length", "32"),
-    ]
+    return {
+        "checkpoint": str(folder / "base"),
+        "corpus": str(folder / "text"),
+        "cache_dir": str(folder / "tokens"),
+        "train_length": 32,
+        "length": 64,
+        "scale": 2.0,
+        "steps": STEPS,
+        "batch_size": 4,
+        "micro": 2,
+        "compare": False,
+        "resonance": True,
+    }
+
+
+def options(settings: dict) -> list[str]:
+    """The settings as a command line over the cpu preset."""
+    words = ["cpu"]
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        words += (
+            [f"--{'' if value else 'no-'}{option}"]
+            if isinstance(value, bool)
+            else [f"--{option}", str(value)]
+        )
+    return words
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -64,7 +91,7 @@ def logged(folder: Path) -> int:
 def whole(given, tmp_path_factory) -> Path:
     """The run that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    code, out, err = finish(start(*given, "--profile", "2", "--run-dir", str(folder)))
+    code, out, err = finish(start(*options({**given, "profile": 2, "run_dir": folder})))
     assert code == 0, err
     assert "device: " in out and "Resonance YaRN" in out and "tokens/s" in out
     return folder
@@ -75,8 +102,9 @@ def test_it_writes_everything_it_promises(whole):
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert {"loss", "grad_norm", "update_norm", "tokens_per_second"} <= records[0].keys()
-    assert result["summary"]["tokens"] == STEPS * 4 * 64
-    assert result["summary"]["last loss"] < result["summary"]["first loss"] - 0.05
+    (summary,) = result["runs"]
+    assert summary["tokens"] == STEPS * 4 * 64
+    assert summary["last loss"] < summary["first loss"] - 0.05
     assert (whole / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert list((whole / "profile").rglob("*.xplane.pb"))
     tuned = interop.load_hf(whole / "hf")
@@ -89,7 +117,7 @@ def test_it_writes_everything_it_promises(whole):
 def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, kills):
     """Kills in steps and in saves, one of them SIGTERM, which saves and exits 130."""
     rng, folder = random.Random(kills), tmp_path / "run"
-    command = [*given, "--save-seconds", "0", "--run-dir", str(folder)]
+    command = options({**given, "save_seconds": 0, "run_dir": folder})
     targets = sorted(rng.sample(range(2, STEPS - 2), kills))
     for number, step in enumerate(targets):
         process = start(*command)
@@ -109,16 +137,8 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, 
     assert logged(folder) == STEPS
 
 
-def config_of(given: list[str], **changes) -> Config:
-    """The same options as a Config."""
-    names = [option.removeprefix("--").replace("-", "_") for option in given[1::2]]
-    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    convert = {int: int, float: float}
-    values = {
-        name: convert.get(kinds[name], str)(value) for name, value in zip(names, given[2::2], strict=True)
-    }
-    values["train_length"] = int(values["train_length"])
-    return dataclasses.replace(CPU, **{**values, **changes})
+def config_of(given: dict, **changes) -> Config:
+    return dataclasses.replace(CPU, **{**given, **changes})
 
 
 def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
@@ -128,11 +148,120 @@ def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
     assert "last loss" in capsys.readouterr().out
 
 
-def test_the_cpu_preset_trains_its_own_base(given, tmp_path):
-    small = ["--shape", "tiny", "--pretrain-steps", "3", "--steps", "3", "--lora", "--checkpoint", "None"]
-    code, out, err = finish(start(*given, *small, "--run-dir", str(tmp_path / "run")))
-    assert code == 0, err
-    assert "pretrain 3/3" in out and (tmp_path / "run" / "base" / "config.json").exists()
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> Path:
+    """What the quickstart leaves of its training, but short: two runs' checkpoint and the config."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    config = Quickstart(d_model=32, head_dim=16, n_layers=1, train_length=32, steps=4)
+    tables = [rope.frequencies(rope.RopeSpec(head_dim=16, resonance=r)) for r in (False, True)]
+    tokens = np.tile(np.arange(8, dtype=np.int32), (2, 4))
+    settings = train.TrainConfig(4, train.OptimizerConfig(lr=1e-2))
+    shape, run_dir = shape_of(config), folder / "train"
+    train.fit_many(shape, [0, 0], tables, lambda _: {"tokens": tokens}, settings, run_dir)
+    write_json(folder / "config.json", {"study": "quickstart", **dataclasses.asdict(config)})
+    return folder
+
+
+def test_it_fine_tunes_the_quickstart_s_model_twice_and_says_what_that_gained(
+    given, quickstart, tmp_path, capsys
+):
+    """The `cpu` preset in small: both encodings from one base, and the sweep."""
+    (tmp_path / "text").mkdir()
+    for number in range(12):
+        (tmp_path / "text" / f"{number}.txt").write_text("abcdefgh" * 40)
+    changes = dict(checkpoint=None, quickstart=str(quickstart), compare=True, steps=12, lr=1e-2, micro=0)
+    where = dict(corpus=str(tmp_path / "text"), run_dir=str(tmp_path / "run"), cache_dir=None)
+    config = config_of(given, **changes, **where)
+    assert guarded(run, config) == 0
+    out, folder = capsys.readouterr().out, tmp_path / "run"
+    assert "base: the quickstart's RoPE model" in out and "Resonance YaRN, fine-tuned" in out
+    base, saved = interop.load_hf(folder / "base"), saved_params(quickstart / "train" / "checkpoints")
+    np.testing.assert_array_equal(base.params["embed"], saved["embed"][0])
+    result = read_json(folder / "finetune.json")
+    assert [row["encoding"] for row in result["runs"]] == ["YaRN", "Resonance YaRN"]
+    labels = [
+        "RoPE",
+        "Dynamic NTK",
+        "YaRN",
+        "Resonance YaRN",
+        "YaRN, fine-tuned",
+        "Resonance YaRN, fine-tuned",
+    ]
+    assert [row["encoding"] for row in result["table"]] == labels
+    longest = {row["encoding"]: row["64"] for row in result["table"]}
+    assert longest["YaRN, fine-tuned"] < 0.7 * longest["RoPE"]
+    pairs = {(row["encoding"], row["minus"]): row["verdict"] for row in result["differences"]}
+    assert pairs["YaRN, fine-tuned", "YaRN"] == pairs["YaRN, fine-tuned", "RoPE"] == "better"
+    assert ("Resonance YaRN, fine-tuned", "YaRN, fine-tuned") in pairs
+    assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    for part in ("yarn", "resonance-yarn"):
+        assert interop.load_hf(folder / part / "hf").params["embed"].shape == base.params["embed"].shape
+        assert len((folder / part / "metrics.jsonl").read_text().splitlines()) == 12
+    assert guarded(run, config) == 0 and "Differences at 64" in capsys.readouterr().out
+
+
+def test_without_a_quickstart_it_trains_a_base_and_says_so(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(model.PRESETS, "tiny", SHAPE)
+    own = dict(
+        checkpoint=None, quickstart="default", shape="tiny", pretrain_steps=2, steps=2, lora=True, micro=0
+    )
+    assert guarded(run, config_of(given, **own, run_dir="run")) == 0
+    out = capsys.readouterr().out
+    assert "no finished quickstart in runs/quickstart-" in out and "base: tiny, trained for 2 steps" in out
+    assert (tmp_path / "run" / "base" / "config.json").exists()
+
+
+def test_everything_it_writes_goes_to_an_object_store(given, tmp_path, monkeypatch, capsys):
+    """All but checkpoints, which Orbax writes through its own driver."""
+    monkeypatch.chdir(tmp_path)
+    config = config_of(
+        given, run_dir="gs://b/run", checkpoint_dir=str(tmp_path / "c"), cache_dir=None, steps=4
+    )
+    config = dataclasses.replace(config, micro=0, profile=1)
+    with bucket(tmp_path / "store") as written:
+        assert guarded(run, config) == 0
+        assert guarded(run, config) == 0  # finished
+        assert guarded(run, dataclasses.replace(config, lr=0.5)) == 2
+    assert "gs://b/run/loss.png" in capsys.readouterr().out
+    names = {url.removeprefix("gs://b/run/") for url in written}
+    files = {"config.json", "encodings.json", "metrics.jsonl", "metrics.csv", "loss.png", "finetune.json"}
+    assert files | {"hf/config.json", "hf/model.safetensors"} <= names
+    assert any(name.startswith("profile/") for name in names)
+    left = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert len(left) == 1 and left.pop().endswith("-local")
+    assert interop.load_hf(tmp_path / "store" / "b" / "run" / "hf").config.n_layers == 2
+
+
+def test_what_resume_allows(given, whole, tmp_path, capsys):
+    fresh, done = dict(run_dir=str(tmp_path / "new")), dict(run_dir=str(whole), profile=2)
+    assert guarded(run, config_of(given, resume="must", **fresh)) == 2
+    assert "holds no checkpoint and resume is must" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert guarded(run, config_of(given, resume="must", **done)) == 0
+    assert guarded(run, config_of(given, resume="never", **done)) == 2
+    assert f"holds a checkpoint of step {STEPS} and resume is never" in capsys.readouterr().err
+    assert guarded(run, config_of(given, resume="perhaps", **fresh)) == 2
+
+
+def test_sigterm_before_the_training_exits_130(given, tmp_path):
+    process = start(*options({**given, "run_dir": tmp_path / "run"}))
+    line = process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert line.startswith("device: ") and code == 130, err
+    assert err.strip() == "interrupted; run the same command again to go on."
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_written(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert guarded(run, config_of(given, micro=0, run_dir=str(tmp_path / "run"))) == 2
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "a checkpoint takes" in first and "but only 0 MiB are free in" in first
+    assert second == "Free some disk space and run the same command again to go on."
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_devices_beyond_the_rows_cut_time():
