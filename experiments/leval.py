@@ -56,6 +56,7 @@ def _run(config: Config, folder: Path) -> None:
     from resonance_jax.data import leval
     from resonance_jax.evaluate.journal import Journal
     from resonance_jax.evaluate.leval_answers import Asker
+    from resonance_jax.interop.encoding import encoding
     from resonance_jax.report.leval import task_result
 
     questions, left_out = {}, []
@@ -65,7 +66,7 @@ def _run(config: Config, folder: Path) -> None:
         left_out += [{"task": task, "why": problem} for problem in problems]
     tokenizer = data.tokenizer(config.tokenizer or config.checkpoint)
     lm = interop.load_hf(config.checkpoint, dtype=config.dtype)
-    spec = encoding(config, lm.rope)
+    spec = encoding(lm.rope, config.encoding, config.scale, config.train_length)
     length = config.length or 1024 * int(config.context.removesuffix("k"))
     write_json(folder / "encodings.json", [rope.to_record(rope.frequencies(spec, length=length), spec)])
     asker = Asker(
@@ -100,22 +101,6 @@ def _run(config: Config, folder: Path) -> None:
     if not results:
         raise ValueError(f"no question could be asked: {left_out[0]['why'] if left_out else 'no questions.'}")
     write_results(folder, config, results, left_out, spec)
-
-
-def encoding(config: Config, own):
-    """The RopeSpec to ask under."""
-    from resonance_jax import rope
-
-    if config.encoding == "own":
-        return own
-    return rope.named(
-        config.encoding,
-        head_dim=own.head_dim,
-        base=own.base,
-        partial_rotary_factor=own.partial_rotary_factor,
-        train_length=config.train_length or own.train_length,
-        scale=config.scale,
-    )
 
 
 def shown_prompt(question) -> str:
