@@ -34,6 +34,7 @@ def heading(config: Config) -> str:
 
 
 def _check(config: Config) -> None:
+    from resonance_jax import data
     from resonance_jax.evaluate import passkey
 
     passkey.template(config.template)
@@ -51,6 +52,12 @@ def _check(config: Config) -> None:
         )
     elif not len(config.stages) == len(config.stage_steps) == len(config.stage_rows):
         raise ValueError("--stages, --stage-steps and --stage-rows must be as many.")
+    else:
+        tokenizer = data.tokenizer(config.tokenizer or "bytes")
+        for length in (*config.lengths, *config.stages):
+            passkey.garbage_characters(
+                passkey.template(config.template), length, lambda text: len(passkey.encode(tokenizer, text))
+            )
 
 
 def _run(config: Config, folder: Path) -> None:
@@ -66,7 +73,8 @@ def _run(config: Config, folder: Path) -> None:
     began = time.monotonic()
     device = jax.devices()[0]
     print(f"device: {jax.local_device_count()} x {device.device_kind}, jax {jax.__version__}")
-    tokenizer = data.tokenizer(config.tokenizer or config.checkpoints[0].rpartition("=")[2])
+    own = config.checkpoints[0].rpartition("=")[2] if config.checkpoints else "bytes"
+    tokenizer = data.tokenizer(config.tokenizer or own)
     wording = passkey.template(config.template)
     models = trained(config, folder, tokenizer, wording) if not config.checkpoints else loaded(config)
     records = {}
