@@ -46,9 +46,14 @@ def per_token(config: DecoderConfig, length: int) -> float:
     multiplied = sum(math.prod(p.shape) for p in flat)
     if not config.tie_embeddings:
         multiplied -= config.vocab_size * config.d_model
+    return 6 * multiplied + attention_per_token(config, length)
+
+
+def attention_per_token(config: DecoderConfig, length: int) -> float:
+    """The part of it that queries and keys, weights and values take."""
     window = min(config.window or length, length)
     keys = window - window * window / (2 * length)
-    return 6 * multiplied + 12 * config.n_layers * config.n_heads * config.head_dim * keys
+    return 12 * config.n_layers * config.n_heads * config.head_dim * keys
 
 
 def mfu(

@@ -3,7 +3,7 @@
 A closed form over `jax.eval_shape` and where everything would lie: nothing is allocated or compiled. What
 lasts (parameters, moments, gradients, residual stream) is counted exactly; what one layer takes while its
 gradient is made is counted in the arrays [B, T, F], [B, T, D] and heads that XLA keeps at once, which holds
-to about a tenth with remat "full".
+to about a tenth.
 """
 
 import dataclasses
@@ -122,9 +122,7 @@ def plan(
     tokens = max(1, micro // shards) * length // mesh["sequence"]
     stream = tokens * c.d_model * item
     layer = _one_layer(config, tokens, item, mesh)
-    kept = c.n_layers * (stream if c.remat == "full" else _kept(config, tokens, item, mesh["tensor"]))
-    tokens_a_step = batch_size * length
-    work = flops.per_token(config, length) * tokens_a_step * (4 / 3 if c.remat == "full" else 1)
+    work = batch_size * length * (flops.per_token(config, length) + _recomputed(config, length))
     kind, capacity = chip
     peak = flops.peak(kind)
     return Plan(
@@ -133,7 +131,7 @@ def plan(
             "parameters": parameters + frozen,
             "moments": moments,
             "gradients": accumulated * parameters,
-            "residual stream": kept,
+            "residual stream": c.n_layers * _kept(config, tokens, item, mesh["tensor"]),
             PASSING[0]: layer,
             PASSING[1]: 2 * 4 * TILE + 3 * stream,
         },
@@ -155,9 +153,20 @@ def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -
     return tokens * activations * item + weights
 
 
+def _recomputed(c: DecoderConfig, length: int) -> float:
+    """FLOPs a token that the gradient computes a second time; a forward pass is a third of a step."""
+    attention = flops.attention_per_token(c, length)
+    rest = flops.per_token(c, length) - attention
+    return {"none": 0, "dots": attention, "attention": rest, "full": attention + rest}[c.remat] / 3
+
+
 def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
-    """What a layer keeps for its gradient when it is not recomputed (dots: its products only)."""
+    """What a layer keeps for its gradient: its input, and what it does not recompute (dots: products)."""
     queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
+    if c.remat == "full":
+        return tokens * c.d_model * item
+    if c.remat == "attention":  # its output and a log-sum-exp a head
+        return tokens * ((c.d_model + queries) * item + 4 * c.n_heads // tensor)
     wide = {"dots": 2, "none": 5}[c.remat] * c.d_ff // tensor
     narrow = {"dots": 2, "none": 7}[c.remat] * c.d_model
     return tokens * (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item

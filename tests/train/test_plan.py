@@ -11,7 +11,8 @@ from resonance_jax.train.fit import Program
 from resonance_jax.train.plan import chip, plan
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
-SHAPE = dict(vocab_size=2048, d_model=256, n_heads=4, head_dim=64, tie_embeddings=False, remat="full")
+SHAPE = dict(vocab_size=2048, d_model=256, n_heads=4, head_dim=64, tie_embeddings=False)
+POLICIES = ("none", "dots", "attention", "full")
 SHAPES = {
     "deep": (dict(n_layers=6, n_kv_heads=4, d_ff=688), 2, 1024, 0, ONE),
     "grouped heads, long": (dict(n_layers=2, n_kv_heads=1, d_ff=1024), 1, 4096, 0, ONE),
@@ -19,10 +20,20 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_within_fifteen_percent_of_what_xla_says(name):
+MORE = [(remat, name) for remat in ("attention", "none") for name in list(SHAPES)[1:]]
+
+
+@pytest.mark.parametrize(
+    ("remat", "name"),
+    [
+        *((remat, name) for remat in ("full", "dots") for name in SHAPES),
+        *((remat, "deep") for remat in ("attention", "none")),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in MORE),
+    ],
+)
+def test_within_fifteen_percent_of_what_xla_says(remat, name):
     changes, rows, length, micro, sizes = SHAPES[name]
-    config = model.PRESETS["tiny"].replace(**SHAPE, **changes)
+    config = model.PRESETS["tiny"].replace(**SHAPE, **changes, remat=remat)
     made = plan(config, sizes, rows, length, micro or rows)
     program = Program(config, train.TrainConfig(1, micro=micro))
     batch = {"tokens": jax.ShapeDtypeStruct((rows, length), np.int32)}
@@ -38,6 +49,15 @@ def test_a_mesh_cuts_parameters_and_moments():
     lm = model.Decoder(config, jax.random.key(0), mesh=make_mesh(**sizes))
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(lm.params))
     assert plan(config, sizes, 8, 512).bytes["parameters"] == held
+
+
+def test_what_is_recomputed_is_counted():
+    config = model.PRESETS["llama2-7b"]
+    work = {remat: plan(config.replace(remat=remat), ONE, 1, 32_768).flops for remat in POLICIES}
+    forward = work["none"] / 3
+    assert work["full"] == pytest.approx(work["none"] + forward)
+    assert work["dots"] + work["attention"] == pytest.approx(work["none"] + work["full"])
+    assert work["none"] < work["dots"] < work["attention"] < work["full"]
 
 
 def test_the_paper_s_7b_needs_more_than_one_chip():
