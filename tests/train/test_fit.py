@@ -56,7 +56,7 @@ def alone(tmp_path_factory):
 
 SOME = [
     ({"data": 2, "fsdp": 2, "sequence": 2}, {"micro": 4}, {"remat": "dots"}),
-    ({"fsdp": 2, "tensor": 2, "sequence": 2}, {}, {"remat": "full"}),
+    ({"fsdp": 2, "tensor": 2, "sequence": 2}, {}, {"remat": "attention"}),
 ]
 ALL = [dict(zip(AXES, sizes, strict=True)) for sizes in itertools.product((1, 2, 4, 8), repeat=4)]
 ALL = [(sizes, {}, {}) for sizes in ALL if np.prod(list(sizes.values())) == 8]

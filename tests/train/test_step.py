@@ -49,6 +49,24 @@ def test_accumulation_weighs_tokens_not_micro_batches(params):
     assert abs(naive - loss) > 1e-3  # the mistake this guards against is visible here
 
 
+def test_remat_attention_recomputes_all_but_attention(params):
+    """In the compiled gradient attention loops over its blocks forwards and backwards, not forwards again."""
+
+    def compiled(remat):
+        config = CONFIG.replace(remat=remat, kernel="block_pairs")
+        grad = jax.jit(lambda params: gradients(config, params, batches(0, 1, 1024), ENCODINGS[0])[1])
+        return grad.lower(params).compile()
+
+    none, full, attention = map(compiled, ("none", "full", "attention"))
+    loops = lambda program: program.as_text().count(" while(")
+    assert loops(attention) == loops(none) == loops(full) - 1
+    temporaries = lambda program: program.memory_analysis().temp_size_in_bytes
+    assert temporaries(full) < temporaries(attention) < temporaries(none)
+    exact = none(params)
+    for program in (full, attention):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), program(params), exact)
+
+
 def test_a_batch_that_does_not_divide_is_refused(params):
     with pytest.raises(ValueError, match="4 rows cannot be cut in micro-batches of 3"):
         gradients(CONFIG, params, batches(0), ENCODINGS[0], micro=3)
