@@ -38,7 +38,8 @@ def test_nothing_at_first_and_the_merged_weights_later(lm):
     assert fresh["layers/k"].a.shape == (2, 32, 4) and fresh["layers/k"].b.shape == (2, 4, 16)
     assert {path.removeprefix("layers/") for path in fresh} == set(lora.LINEAR)
     want = logits(lm.params)
-    np.testing.assert_array_equal(logits(lora.adapt(lm.params, fresh, LORA)), want)
+    # Two programs: a compiler may add up in another order, but nothing is added.
+    np.testing.assert_allclose(logits(lora.adapt(lm.params, fresh, LORA)), want, rtol=0, atol=1e-6)
     later = moved(fresh)
     adapted = logits(lora.adapt(lm.params, later, LORA))
     assert np.abs(adapted - want).max() > 1e-2
