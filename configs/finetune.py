@@ -78,7 +78,7 @@ class Config:
     batch_size: int = 64
     """Rows a step, over all devices."""
     micro: int = 0
-    """Rows at a time, over all devices (0: one a device); gradients are added up."""
+    """Rows at a time, over all devices; gradients are added up. 0: one a device, more if rows are short."""
     lr: float = 2e-5
     """Peak learning rate."""
     beta1: float = 0.9

@@ -58,6 +58,7 @@ def _fresh(config: Config, folder: Path, mesh, tokens, say):
     import jax
 
     from resonance_jax import data, model, report, rope, train
+    from resonance_jax.train.fit import micro_rows
 
     shape = shape_named(config.shape)
     _check_vocabulary(tokens, shape, config.shape)
@@ -73,7 +74,10 @@ def _fresh(config: Config, folder: Path, mesh, tokens, say):
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     optimizer = train.OptimizerConfig(config.pretrain_lr, weight_decay=0.1, schedule="cosine", clip=1.0)
     settings = train.TrainConfig(
-        config.pretrain_steps, optimizer, micro=min(shards, rows), save_seconds=config.save_seconds
+        config.pretrain_steps,
+        optimizer,
+        micro=micro_rows(rows, config.train_length, shards),
+        save_seconds=config.save_seconds,
     )
     freqs = rope.frequencies(spec, length=config.train_length)
     with report.training_progress("pretrain") as progress:

@@ -215,6 +215,7 @@ def with_settings(config: Config, lm):
 
 def training(config: Config, steps: int, rows: int, mesh):
     from resonance_jax import train
+    from resonance_jax.train.fit import micro_rows
 
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     return train.TrainConfig(
@@ -228,7 +229,7 @@ def training(config: Config, steps: int, rows: int, mesh):
             warmup=config.warmup,
             clip=config.clip,
         ),
-        micro=min(config.micro or shards, rows),
+        micro=config.micro or micro_rows(rows, config.length, shards),
         steps_per_call=1,
         save_seconds=config.save_seconds,
     )

@@ -34,6 +34,9 @@ from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import Batch, train_step
 from resonance_jax.train.trace import Trace
 
+MICRO_POSITIONS = 1024
+"""Positions of a micro-batch that a device should have, where short rows allow it."""
+
 
 @dataclasses.dataclass
 class Run:
@@ -214,6 +217,13 @@ def _decoder_shardings(config: DecoderConfig, mesh):
 
 def _placed(x, where):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+
+def micro_rows(rows: int, length: int, shards: int) -> int:
+    """Rows of a micro-batch: one a shard, or as many as make up MICRO_POSITIONS; a divisor of `rows`."""
+    each = max(1, rows // shards)
+    most = max(1, MICRO_POSITIONS // length)
+    return shards * max(n for n in range(1, each + 1) if each % n == 0 and n <= most)
 
 
 def size(batches) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pytest
 from resonance_jax import model, rope, train
 from resonance_jax.model.attention import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
-from resonance_jax.train.fit import Program, place_batch, reader
+from resonance_jax.train.fit import Program, micro_rows, place_batch, reader
 from resonance_jax.train.flops import mfu, per_token
 from tests.train.small import batches
 
@@ -150,6 +150,14 @@ def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
         train.fit(decoder(make_mesh(fsdp=4, tensor=2)), data, FREQS, training(micro=2), tmp_path)
     with pytest.raises(ValueError, match="in micro-batches of 3"):
         train.fit(decoder(), data, FREQS, training(micro=3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "shards", "micro"),
+    [(8, 512, 2, 4), (8, 512, 1, 2), (6, 256, 1, 3), (64, 32_768, 8, 8), (1, 64, 1, 1), (3, 64, 2, 2)],
+)
+def test_rows_of_a_micro_batch(rows, length, shards, micro):
+    assert micro_rows(rows, length, shards) == micro  # 3 rows over 2 devices are refused later
 
 
 def test_flops_of_the_paper_s_7b():
