@@ -52,12 +52,12 @@ class Config:
     """Size of their heads."""
     stages: tuple[int, ...] = (64, 128, 256, 512)
     """Lengths of their training texts, one stage each; the last one is L."""
-    stage_steps: tuple[int, ...] = (1500, 300, 300, 450)
+    stage_steps: tuple[int, ...] = (1500, 400, 400, 600)
     """Steps of each stage."""
     stage_rows: tuple[int, ...] = (16, 16, 8, 8)
     """Texts a step, in each stage."""
     questions: int = 3
-    """How often a text of the first stage asks for its key, later ones ask once: short texts teach more."""
+    """How often a text asks for its key before the last stage, which asks once: short texts teach more."""
     lr: float = 2e-3
     """Peak learning rate."""
     finetune_steps: int = 100

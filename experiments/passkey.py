@@ -165,8 +165,7 @@ def trained(config: Config, folder: Path, tokenizer, wording) -> list[tuple]:
     for i, (length, steps, rows) in enumerate(
         zip(config.stages, config.stage_steps, config.stage_rows, strict=True)
     ):
-        questions = 1 if i else config.questions
-        schedule = "cosine" if length == L else "constant"
+        questions, schedule = (1, "cosine") if length == L else (config.questions, "constant")
         params = None if base is None else base.params
         base = fit(f"{i}-{length}", runs, plain, length, rows, steps, questions, config.lr, schedule, params)
     decoders = {run: base.lm(i) for i, run in enumerate(runs)}
