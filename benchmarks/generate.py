@@ -1,0 +1,98 @@
+"""Generation beside transformers with PyTorch and its own cache: the same weights, prompts and tokens.
+
+    .venv/bin/python benchmarks/generate.py
+
+`llama-50m` with random weights: prompts of 4,096 tokens and 64 new ones, greedy, batch 1 and 8, float32.
+transformers runs `generate` with SDPA and two threads, and makes logits of the last prompt token only. The
+tokens are equal before anything is timed. Compile time is apart. Target: at least as fast at batch 8.
+
+Writes results/generate_cpu.json; exits with 1 when the target is missed. About ten minutes on two cores.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from beside import RESULTS, THREADS, interleaved, machine, medians, ratio
+
+from resonance_jax import generate, interop, model, rope
+from resonance_jax.files import write_json
+
+CONFIG = model.PRESETS["llama-50m"]
+PROMPT, NEW = 4096, 64
+
+
+def decoder():
+    """Random weights whose likeliest token stands out, or the last digit would choose it."""
+    lm = model.Decoder(CONFIG, jax.random.key(0))
+    params = lm.params
+    return lm.replace_params(params | {"head": params["head"] * 20, "embed": params["embed"] * 20})
+
+
+def transformers_twin(lm, spec):
+    import torch
+    import transformers
+
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        interop.save_hf(lm, Path(folder) / "m", rope=spec)
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "m", dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+
+
+def beside_transformers(lm, theirs, freqs, batch, repeats):
+    import torch
+
+    prompts = np.random.default_rng(batch).integers(0, CONFIG.vocab_size, (batch, PROMPT))
+
+    def ours(new=NEW):
+        return np.stack(generate.generate(lm, list(prompts), freqs, max_new_tokens=new).tokens)
+
+    @torch.no_grad()
+    def opponent(new=NEW):
+        options = dict(min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        ids = torch.as_tensor(prompts)
+        mask = torch.ones_like(ids)
+        return theirs.generate(ids, attention_mask=mask, **options)[:, PROMPT:].numpy()
+
+    np.testing.assert_array_equal(ours(), opponent())
+    contestants = {"ours": ours, "torch": opponent}
+    contestants |= {"ours, one token": lambda: ours(1), "torch, one token": lambda: opponent(1)}
+    seconds = interleaved(contestants, repeats)
+    decoding = {
+        name: [a - b for a, b in zip(seconds[name], seconds[f"{name}, one token"], strict=True)]
+        for name in ("ours", "torch")
+    }
+    return {
+        "batch": batch,
+        "seconds": medians(seconds),
+        "ratio_to_torch": ratio(seconds, "ours", "torch"),
+        "prefill_ratio": ratio(seconds, "ours, one token", "torch, one token"),
+        "decode_ratio": ratio(decoding, "ours", "torch"),
+        "tokens_equal": batch * NEW,
+    }
+
+
+def main() -> int:
+    lm = decoder()
+    spec = rope.RopeSpec("yarn", head_dim=CONFIG.head_dim, scale=4.0, train_length=2048)
+    freqs = rope.frequencies(spec)
+    theirs = transformers_twin(lm, spec)
+    rows = [beside_transformers(lm, theirs, freqs, batch, repeats) for batch, repeats in ((1, 5), (8, 2))]
+    write_json(RESULTS / "generate_cpu.json", {**machine(), "prompt": PROMPT, "new": NEW, "batches": rows})
+    for row in rows:
+        print(
+            f"batch {row['batch']}: {row['ratio_to_torch']:.2f} times PyTorch's time "
+            f"(prefill {row['prefill_ratio']:.2f}, decoding {row['decode_ratio']:.2f})"
+        )
+    if rows[-1]["ratio_to_torch"] > 1:
+        print("missed: as fast as PyTorch at batch 8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
