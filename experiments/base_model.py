@@ -13,14 +13,14 @@ from resonance_jax.files import read_json
 def base(config: Config, folder: Path, local: Path, mesh, tokens, say):
     """The decoder, on the mesh. What is no Hugging Face directory yet becomes one, local/base."""
     from resonance_jax import interop
+    from resonance_jax.parallel import distributed
 
-    path = local / "base"
-    if config.checkpoint is not None:
-        path = Path(config.checkpoint)
-    elif not path.exists():
+    path = local / "base" if config.checkpoint is None else Path(config.checkpoint)
+    if config.checkpoint is None and not distributed.first_says(path.exists()):
         lm = _of_quickstart(config, mesh, say) or _fresh(config, folder, mesh, tokens, say)
         interop.save_hf(lm, path, rope=lm.rope, length=lm.rope.train_length)
-    lm = interop.load_hf(path, mesh=mesh)
+    else:
+        lm = interop.load_hf(path, mesh=mesh)
     _check_vocabulary(tokens, lm.config, str(path))
     return lm
 
@@ -50,7 +50,8 @@ def _of_quickstart(config: Config, mesh, say):
     params = jax.tree.map(lambda x: x[0], saved_params(checkpoints))  # of the two runs, the one of plain RoPE
     shape = quickstart.shape_of(theirs)
     spec = rope.RopeSpec(head_dim=shape.head_dim, train_length=theirs.train_length)
-    return model.Decoder(shape, rope=spec, params=jax.device_put(params))
+    lm = model.Decoder(shape, mesh=mesh, rope=spec, params=params)
+    return lm.replace_params(jax.device_put(params, None if mesh is None else lm.shardings()))
 
 
 def _fresh(config: Config, folder: Path, mesh, tokens, say):

@@ -80,6 +80,11 @@ def _run(config: Config, folder: Path) -> None:
     from resonance_jax import data, rope
     from resonance_jax.parallel import distributed
 
+    if config.compare and jax.process_count() > 1:
+        raise ValueError(
+            "--compare is for one host; fine-tune each encoding by itself, then compare them with "
+            "python -m experiments.perplexity."
+        )
     mesh, device, first = mesh_of(config), jax.devices()[0], jax.process_index() == 0
     local = local_part("finetune", identity(config), folder)
     say = print if first else lambda *_: None
