@@ -1,6 +1,7 @@
 """Attention: one door, four kernels. Which one runs is decided here, said once, and can be forced.
 
-splash (TPU) > cuDNN (GPU) > block pairs (anything, O(T) memory) > XLA (short sequences, dropout, decoding).
+splash (TPU) > cuDNN (GPU) > block pairs (anything, O(T) memory) > XLA (short sequences, dropout).
+Over a cache it is cached_attention.
 """
 
 import contextlib

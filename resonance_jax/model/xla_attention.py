@@ -1,4 +1,4 @@
-"""Attention as it is written down, [T, S] scores and all: for short sequences, dropout, and decoding."""
+"""Attention as it is written down, [T, S] scores and all: for short sequences and dropout."""
 
 import jax
 import jax.numpy as jnp
