@@ -14,6 +14,7 @@ from experiments.perplexity import checkpoint_paths, encodings_of
 from resonance_jax.files import read_json, write_json, write_text
 
 FINETUNED = ", fine-tuned"
+FOUND = ("encoding", "model", "length", "depth", "right", "trials")
 
 
 def run(config: Config) -> None:
@@ -211,8 +212,8 @@ def write_results(folder: Path, config: Config, cells: list[dict], seconds: floa
     result = {
         "table": passkey.table(cells),
         "template": config.template,
-        "rows": rows,
-        "cells": [{k: v for k, v in cell.items() if k != "answers"} for cell in cells],
+        "columns of found": FOUND,
+        "found": [[cell[name] for name in FOUND] for cell in cells],
         "machine": report.machine(),
         "seconds_of_the_last_call": round(seconds, 1),
     }

@@ -63,9 +63,15 @@ def table(cells: Cells) -> list[dict[str, Any]]:
     return lines
 
 
-def heat_map(table: Sequence[Mapping[str, Any]], path: str | Path, title: str, columns: int = 4) -> None:
-    """Share of keys found, depth against length, a panel an encoding. table: as `rows` gives it."""
-    encodings = list(dict.fromkeys(row["encoding"] for row in table))
+def heat_map(table: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Share of keys found, depth against length, a panel an encoding. table: as `rows` gives it.
+
+    Resonance encodings come last; when there are as many as others, each stands below its base.
+    """
+    resonant = lambda encoding: encoding.startswith("Resonance ")
+    encodings = sorted(dict.fromkeys(row["encoding"] for row in table), key=resonant)
+    half = len(encodings) // 2
+    columns = half if 2 * sum(map(resonant, encodings)) == len(encodings) and half <= 6 else 4
     lengths = sorted({row["length"] for row in table})
     depths = sorted({row["depth"] for row in table})
     from matplotlib.backends.backend_agg import FigureCanvasAgg
