@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from configs.quickstart import Config as Quickstart
+from experiments import finetune
 from experiments.command import guarded
 from experiments.finetune import mesh_sizes, run
 from experiments.quickstart import shape_of
@@ -198,6 +199,12 @@ def test_it_fine_tunes_the_quickstart_s_model_twice_and_says_what_that_gained(
         assert interop.load_hf(folder / part / "hf").params["embed"].shape == base.params["embed"].shape
         assert len((folder / part / "metrics.jsonl").read_text().splitlines()) == 12
     assert guarded(run, config) == 0 and "Differences at 64" in capsys.readouterr().out
+
+
+def test_a_comparison_is_for_one_host(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="--compare is for one host"):
+        finetune._run(config_of(given, compare=True), tmp_path)
 
 
 def test_without_a_quickstart_it_trains_a_base_and_says_so(given, tmp_path, monkeypatch, capsys):
