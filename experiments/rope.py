@@ -42,15 +42,15 @@ def lengths(scale: float | None, train_length: int, length: int | None) -> tuple
 
 def specs_of(names: Iterable[str], c: Table) -> dict:
     """{title: RopeSpec} of encodings by name. Raises ValueError for an option that none of them takes."""
-    from resonance_jax.evaluate import posgen_tables
+    from resonance_jax import rope
 
-    scale, length = lengths(c.scale, c.train_length, c.length)
+    scale, _ = lengths(c.scale, c.train_length, c.length)
+    given = {"head_dim": c.head_dim, "base": c.base, "scale": scale, "train_length": c.train_length}
+    given["short_factor"] = (1.0,) * (c.head_dim // 2)
     options = {name: getattr(c, name) for name in OPTIONS if getattr(c, name) is not None}
     specs, taken = {}, set()
     for name in names:
-        given = {"base": c.base, "scale": scale, **options}
-        named = posgen_tables.encoding(name, "paper", c.train_length, length, c.head_dim, **given).spec
-        spec = dataclasses.replace(named, train_length=c.train_length)
+        spec = rope.named(name, **given, **options)
         taken |= {option for option, value in options.items() if getattr(spec, option) == value}
         specs[spec.title] = spec
     for option in options.keys() - taken:
@@ -182,7 +182,7 @@ def export(config: Export) -> int:
 
 def export_spec(config: Export, source: Path):
     """(RopeSpec, L') of the exported encoding."""
-    from resonance_jax.evaluate import posgen_tables
+    from resonance_jax import rope
     from resonance_jax.interop.hf_config import from_hf_config, read_config
 
     if not source.is_dir():
@@ -194,9 +194,8 @@ def export_spec(config: Export, source: Path):
     scale, length = lengths(config.scale, train_length, config.length)
     if length < train_length:
         raise ValueError(f"--length {length} is less than the training length {train_length}.")
-    given = {"base": own.base, "scale": scale}
-    named = posgen_tables.encoding(config.encoding, "paper", train_length, length, own.head_dim, **given)
-    return dataclasses.replace(named.spec, train_length=train_length), length
+    settings = {"head_dim": own.head_dim, "base": own.base, "scale": scale, "train_length": train_length}
+    return rope.named(config.encoding, **settings), length
 
 
 def write_export(config: Export, source: Path, out: Path, spec, length: int, record: Path) -> None:

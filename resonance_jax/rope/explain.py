@@ -179,8 +179,15 @@ def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
         return [f"Does not know the type {rope_type!r}: KeyError."]
     notes = ["The same."]
     if config.get("resonance_rope"):
-        plain = dataclasses.replace(spec, resonance=False).title
-        notes = [f"Ignores resonance_rope: {plain} as stated, nothing rounded."]
+        plain = dataclasses.replace(spec, resonance=False)
+        # What save_hf writes has the whole wavelengths in its factors: the flag adds nothing to them.
+        tables = [
+            frequencies(each, config.get("max_position_embeddings")).inv_freq64 for each in (plain, spec)
+        ]
+        if spec.method == "longrope" and np.allclose(*tables, rtol=1e-9, atol=0):
+            notes = ["The same: the factors hold the whole wavelengths already."]
+        else:
+            notes = [f"Ignores resonance_rope: {plain.title} as stated, nothing rounded."]
     original, longest = (config.get(f"{which}max_position_embeddings") for which in ("original_", ""))
     if original and longest and original != longest:
         if spec.method == "dynamic_ntk":

@@ -128,3 +128,11 @@ def test_bad_configs_are_refused_as_by_from_hf():
         rope.explain({**RELEASE, "rope_scaling": {"type": "yarm"}})
     with pytest.raises(ValueError, match="expected a config as a dictionary, got list"):
         rope.explain([])
+
+
+def test_an_export_holds_its_whole_wavelengths():
+    spec = rope.RopeSpec(method="yarn", head_dim=16, scale=8.0, train_length=32, resonance=True)
+    stated = rope.to_longrope(rope.frequencies(spec), base=spec.base, train_length=32, length=256)
+    text = rope.explain({"head_dim": 16, **stated})
+    assert "the factors hold the whole wavelengths already" in " ".join(text.split())
+    assert "nothing rounded" not in text
