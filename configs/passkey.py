@@ -5,8 +5,7 @@
     python -m experiments.passkey checkpoint --checkpoints PATH
                                                 any Hugging Face directory, the original wording
 
-Time:      cpu: about 12 minutes on 2 free cores (estimated from a run on a shared machine). checkpoint: a
-           prompt's prefill and ten tokens a trial
+Time:      cpu: about 10 minutes on 2 cores. checkpoint: a prompt's prefill and ten tokens a trial
 Expected:  cpu: at 512 the models find some 70 % of the keys under the table they were trained with, beyond
            it what each encoding keeps of that; results/passkey_cpu has a real run. checkpoint: YaRN's table 5
            has 96 to 99 % for its own models up to their windows; it was not run here, where those weights are
@@ -73,7 +72,7 @@ class Config:
 PRESETS: dict[str, tuple[str, Config]] = {
     "checkpoint": ("any Hugging Face directory, the original wording", Config()),
     "cpu": (
-        "about 12 minutes on 2 cores: small models trained at 512 bytes, grids to 4,096",
+        "about 10 minutes on 2 cores: small models trained at 512 bytes, grids to 4,096",
         Config(
             template="short-bytes",
             encodings=(
