@@ -1,6 +1,7 @@
 """Prefill and decoding, pure and jittable, and `generate`, which runs them over prompts of any lengths."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ from resonance_jax.generate.sampling import Sampling, next_tokens
 from resonance_jax.generate.stopping import Row
 from resonance_jax.model import Decoder, DecoderConfig, hidden_states
 from resonance_jax.model.decoder import Params, logits
-from resonance_jax.parallel.mesh import sharding
+from resonance_jax.parallel.mesh import automatic_axes, sharding
 
+TOKENS_AT_ONCE = 8192
+"""Of the prompts, in one forward: enough to keep a device busy, and memory does not grow with the batch."""
 CHUNK = 64
 """Tokens a row between two looks by the host."""
 CHUNK_WITH_STOPS = 16
@@ -31,17 +34,42 @@ def prefill(
     freqs: rope.Frequencies,
     capacity: int,
 ) -> tuple[jax.Array, Cache]:
-    """The prompts in one forward: logits [B, V] after each row's last token, and a cache of `capacity`.
+    """The prompts at once: logits [B, V] after each row's last token, and a cache of `capacity`.
 
     tokens: i32[B, T], padded on the right with any token. lengths: i32[B], tokens of each row, 1 … T.
     freqs: the table for everything that the cache will hold. Logits are in promote_types(float32, dtype).
-    Raises ValueError when T is more than the capacity, and as `model.forward` does.
+    Without a mesh, TOKENS_AT_ONCE go through the decoder at a time, in whole rows. Raises ValueError when T
+    is more than the capacity, and as `model.forward` does.
     """
-    cache = empty(config, tokens.shape[0], capacity, freqs)
-    x, cache = hidden_states(config, params, tokens, freqs, cache=cache)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
-    return logits(config, params, last), dataclasses.replace(cache, lengths=lengths)
+    B, T = tokens.shape
+    tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32)
+    cache = empty(config, B, capacity, freqs)
+    rows = B if math.prod(automatic_axes(tokens).values()) > 1 else _rows_at_once(B, T)
+    if rows == B:
+        x, cache = hidden_states(config, params, tokens, freqs, cache=cache)
+        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
+        return logits(config, params, last), dataclasses.replace(cache, lengths=lengths)
+
+    cache.check(config, tokens, freqs)
+
+    def some(stacks, first):
+        mine = (jax.lax.dynamic_slice_in_dim(x, first, rows) for x in (tokens, lengths))
+        scores, part = prefill(config, params, *mine, freqs, T)
+        zero = jnp.zeros_like(first)
+        put = lambda stack, new: jax.lax.dynamic_update_slice(stack, new, (zero, first, zero, zero, zero))
+        return (put(stacks[0], part.keys), put(stacks[1], part.values)), scores
+
+    first = rows * jnp.arange(B // rows, dtype=jnp.int32)
+    (keys, values), scores = jax.lax.scan(some, (cache.keys, cache.values), first)
+    full = dataclasses.replace(cache, keys=keys, values=values, lengths=lengths, fresh=False)
+    return scores.reshape(B, -1), full
+
+
+def _rows_at_once(B: int, T: int) -> int:
+    """The most rows of T tokens, a divisor of B, that have no more than TOKENS_AT_ONCE."""
+    return max(
+        rows for rows in range(1, B + 1) if B % rows == 0 and (rows == 1 or rows * T <= TOKENS_AT_ONCE)
+    )
 
 
 def decode_step(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import rope
+from resonance_jax.generate import decode as decode_module
 from resonance_jax.generate import decode_step, empty, prefill
 from resonance_jax.model import Decoder, forward, hidden_states
 from tests.generate.small import CONFIG, HEAD, SPECS, T5, TRAINED, lively, title
@@ -71,6 +72,20 @@ def test_every_encoding_in_float64(x64, spec):
 def test_the_other_shapes():
     """Interleaved pairs, one key head, a window, scores that are not scaled, a tied head that is."""
     check(T5.replace(n_kv_heads=1, window=7, kernel="block_pairs"), SPECS[-1])
+
+
+def test_many_rows_go_through_the_decoder_a_few_at_a_time(monkeypatch):
+    params, lengths = lively(CONFIG), np.arange(6, 12)
+    tokens = np.random.default_rng(1).integers(0, 61, (6, 12)).astype(np.int32)
+    at_once, a_few = (jax.jit(lambda *args: prefill(CONFIG, *args, PLAIN, 20)) for _ in range(2))
+    logits, cache = at_once(params, tokens, lengths)
+    monkeypatch.setattr(decode_module, "TOKENS_AT_ONCE", 35)  # two rows
+    few_logits, few = a_few(params, tokens, lengths)
+    np.testing.assert_allclose(few_logits, logits, rtol=0, atol=TOLERANCE["float32"])
+    chex.assert_trees_all_close(few, cache, rtol=0, atol=TOLERANCE["float32"])
+    assert [decode_module._rows_at_once(B, 12) for B in (1, 4, 5, 6)] == [1, 2, 1, 2]
+    with pytest.raises(ValueError, match="room for 8"):
+        prefill(CONFIG, params, tokens, lengths, PLAIN, 8)
 
 
 # Another table.
