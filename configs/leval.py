@@ -26,8 +26,8 @@ class Config:
     """Which tasks, by the names of their files."""
     encoding: str = "own"
     """"own" is what the checkpoint's config states; or a method, with an optional "resonance-" in front."""
-    scale: float = 8.0
-    """The paper's s, for a static method."""
+    scale: float | None = None
+    """The paper's s, for a static method; default: the checkpoint's, where the method is its own."""
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     context: str = "32k"

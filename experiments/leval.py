@@ -56,7 +56,6 @@ def _run(config: Config, folder: Path) -> None:
     from resonance_jax.data import leval
     from resonance_jax.evaluate.journal import Journal
     from resonance_jax.evaluate.leval_answers import Asker
-    from resonance_jax.interop.encoding import encoding
     from resonance_jax.report.leval import task_result
 
     questions, left_out = {}, []
@@ -66,7 +65,7 @@ def _run(config: Config, folder: Path) -> None:
         left_out += [{"task": task, "why": problem} for problem in problems]
     tokenizer = data.tokenizer(config.tokenizer or config.checkpoint)
     lm = interop.load_hf(config.checkpoint, dtype=config.dtype)
-    spec = encoding(lm.rope, config.encoding, config.scale, config.train_length)
+    spec = rope.restate(lm.rope, config.encoding, scale=config.scale, train_length=config.train_length)
     length = config.length or 1024 * int(config.context.removesuffix("k"))
     write_json(folder / "encodings.json", [rope.to_record(rope.frequencies(spec, length=length), spec)])
     asker = Asker(

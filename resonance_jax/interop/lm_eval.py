@@ -18,7 +18,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from resonance_jax import data, evaluate, generate, rope
-from resonance_jax.interop.encoding import encoding as restated
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import hidden_states
 from resonance_jax.model.decoder import logits
@@ -38,9 +37,10 @@ class ResonanceLM(TemplateLM):
     """A Hugging Face directory under any encoding, for lm_eval; one request at a time.
 
     encoding: "own", what the checkpoint's config states, or a name that rope.named knows, with scale (the
-    paper's s) and train_length. length: positions that it is declared for; a dynamic method is declared each
-    request's own. A longer request loses its beginning, as with the harness's own models, and a warning says
-    how much. BOS comes first, once, where the tokenizer has one. Raises ValueError as load_hf and named do.
+    paper's s) and train_length as rope.restate reads them. length: positions that it is declared for; a
+    dynamic method is declared each request's own. A longer request loses its beginning, as with the harness's
+    own models, and a warning says how much. BOS comes first, once, where the tokenizer has one. Raises
+    ValueError as load_hf and rope.restate do.
     """
 
     max_gen_toks = 256  # where a task does not say
@@ -49,7 +49,7 @@ class ResonanceLM(TemplateLM):
         self,
         pretrained: str,
         encoding: str = "own",
-        scale: float = 8.0,
+        scale: float | None = None,
         train_length: int | None = None,
         length: int = 4096,
         tokenizer: str | None = None,
@@ -60,7 +60,12 @@ class ResonanceLM(TemplateLM):
             raise ValueError(f"unknown model arguments: {', '.join(sorted(unknown))}.")
         super().__init__()
         self.decoder = load_hf(pretrained, dtype=dtype)
-        self.spec = restated(self.decoder.rope, encoding, float(scale), train_length)
+        self.spec = rope.restate(
+            self.decoder.rope,
+            encoding,
+            scale=None if scale is None else float(scale),
+            train_length=train_length,
+        )
         self.text = data.tokenizer(tokenizer or pretrained)
         self.max_length = int(length)
 

@@ -11,6 +11,7 @@ from resonance_jax.rope.resonance import (
     seen_twin,
     wavelengths,
 )
+from resonance_jax.rope.restate import restate
 from resonance_jax.rope.spec import (
     RopeSpec,
     fingerprint,
@@ -36,6 +37,7 @@ __all__ = [
     "from_record",
     "named",
     "resonance",
+    "restate",
     "rotate",
     "same",
     "seen_twin",

@@ -100,12 +100,8 @@ def _settings(method: str) -> frozenset[str]:
     return frozenset(names - {"dim", "base", "options"})
 
 
-def named(name: str, **settings) -> RopeSpec:
-    """The encoding of a name such as "rope", "yarn", "resonance-yarn" or "resonance-dynamic-ntk".
-
-    settings: fields of RopeSpec. One set of them serves many names: those that the method does not take, and
-    those that are None, are left out. Raises ValueError for an unknown name.
-    """
+def parse_name(name: str) -> tuple[str, bool]:
+    """(method, resonance) of an encoding's name. Raises ValueError for an unknown one."""
     plain = name.lower().replace("-", "_")
     resonance = plain.split("_")[0] == "resonance"
     method = plain.removeprefix("resonance").removeprefix("_")
@@ -113,6 +109,21 @@ def named(name: str, **settings) -> RopeSpec:
     if method not in METHODS:
         known = ", ".join(["rope", *(m.replace("_", "-") for m in METHODS if m != "default")])
         raise ValueError(f"unknown encoding {name!r}; expected one of {known}, or resonance-<one of them>.")
+    return method, resonance
+
+
+def takes_scale(method: str) -> bool:
+    """Whether a method is given its scale (a dynamic one derives it from the length)."""
+    return "scale" in _settings(method)
+
+
+def named(name: str, **settings) -> RopeSpec:
+    """The encoding of a name such as "rope", "yarn", "resonance-yarn" or "resonance-dynamic-ntk".
+
+    settings: fields of RopeSpec. One set of them serves many names: those that the method does not take, and
+    those that are None, are left out. Raises ValueError for an unknown name.
+    """
+    method, resonance = parse_name(name)
     takes = _settings(method) | _COMMON | {"train_length"}
     chosen = {key: value for key, value in settings.items() if key in takes and value is not None}
     return RopeSpec(**(chosen | {"method": method, "resonance": resonance}))

@@ -93,7 +93,7 @@ def predictions(folder: Path) -> dict[str, list[dict]]:
 
 
 def test_killed_and_resumed_is_uninterrupted_and_the_row_stands_beside_the_papers(inputs, tmp_path, capsys):
-    changes = {"encoding": "resonance-yarn", "paper": "7b-short-resonance", "batch_size": 2}
+    changes = {"encoding": "resonance-yarn", "scale": 8.0, "paper": "7b-short-resonance", "batch_size": 2}
     config = asked(inputs, tmp_path / "killed", **changes)
     process = start(config)
     stored = lambda: sum(map(len, predictions(tmp_path / "killed").values()))
