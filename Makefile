@@ -21,8 +21,8 @@ test-newest:  ## core tests on Python 3.12 with the newest jax, without torch; s
 bench: .venv/.ready-test  ## memory and speed, side by side with PyTorch; one JSON each under results/
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
-lint: .venv/.ready-test
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+lint: .venv/.ready-test  ## style (ruff) and types (basedpyright, strict enough to find a wrong argument)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright
 
 clean:
 	rm -rf .venv
