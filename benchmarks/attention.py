@@ -27,7 +27,7 @@ from beside import MIB, RESULTS, THREADS, interleaved, machine, medians, ratio
 
 from resonance_jax.files import write_json
 from resonance_jax.model import linear_cross_entropy
-from resonance_jax.model.attention import attention
+from resonance_jax.model.kernel_choice import attention
 
 
 def same(got, wanted, tolerance):

@@ -55,7 +55,7 @@ def _run(config: Config, folder: Path) -> None:
     from resonance_jax import data, interop, report, rope
     from resonance_jax.data import leval
     from resonance_jax.evaluate.journal import Journal
-    from resonance_jax.evaluate.leval_answers import Asker
+    from resonance_jax.evaluate.leval_asking import Asker
     from resonance_jax.report.leval import task_result
 
     questions, left_out = {}, []

@@ -44,7 +44,7 @@ class Study:
 
         from resonance_jax import train
         from resonance_jax.data import posgen
-        from resonance_jax.evaluate import posgen_tables
+        from resonance_jax.evaluate import posgen_encodings
 
         for name in ("tasks", "encodings", "seeds"):
             values = getattr(config, name)
@@ -68,7 +68,7 @@ class Study:
         self.config = config
         self.shape = decoder_shape(config)
         self.encodings = [
-            posgen_tables.encoding(
+            posgen_encodings.encoding(
                 name,
                 config.protocol,
                 config.train_length,
@@ -82,7 +82,7 @@ class Study:
         ]
         if len({encoding.title for encoding in self.encodings}) < len(self.encodings):
             raise ValueError(f"an encoding is named twice in {' '.join(config.encodings)}.")
-        groups = posgen_tables.training_groups(self.encodings)
+        groups = posgen_encodings.training_groups(self.encodings)
         self.runs = [(seed, group) for seed in config.seeds for group in groups]
         self.device = jax.devices()[0]
         self.precision = config.precision
@@ -157,12 +157,12 @@ class Study:
     def fit(self, task: str, folder: Path, training, evaluate=None, progress=None):
         """All runs of a task, trained at once. evaluate: (params, sets, tables) -> a record."""
         from resonance_jax import train
-        from resonance_jax.evaluate import posgen
+        from resonance_jax.evaluate import posgen_accuracy
 
         c = self.config
         examples, sets = self.data(task)
         tables = [[self.encodings[i].evaluation for i in group] for _, group in self.runs]
-        score = posgen.evaluator(self.shape, sets, tables, c.far + c.near)
+        score = posgen_accuracy.evaluator(self.shape, sets, tables, c.far + c.near)
         score = score if evaluate is None else evaluate(score)
         return train.fit_many(
             self.shape,
@@ -185,7 +185,7 @@ class Study:
             return read_json(path)
         from resonance_jax import report
         from resonance_jax.data import posgen as data
-        from resonance_jax.evaluate import posgen
+        from resonance_jax.evaluate import posgen_accuracy
 
         c, order = self.config, self.config.far + self.config.near
         clock = Clock(len(self.runs))
@@ -205,7 +205,9 @@ class Study:
         for e, (_, group) in enumerate(self.runs):
             for j, i in enumerate(group):
                 scores = [record["evaluation"] for record in evaluations]
-                curves[self.encodings[i].title].append(posgen.curve(scores, e, j, order, c.train_length))
+                curves[self.encodings[i].title].append(
+                    posgen_accuracy.curve(scores, e, j, order, c.train_length)
+                )
         ceiling = data.ceiling(task, c.train_length, c.length, c.modulus, c.far, c.near, c.hash)
         result = {
             "task": task,

@@ -90,7 +90,7 @@ def test_the_figures_on_encodings():
 
 
 def test_the_figures_on_posgen_and_leval():
-    tables = {p: evaluate.posgen_tables.encoding("yarn", p) for p in ("release", "corrected", "paper")}
+    tables = {p: evaluate.posgen_encodings.encoding("yarn", p) for p in ("release", "corrected", "paper")}
     plain = rope.frequencies(rope.RopeSpec(head_dim=64)).inv_freq64
     kept = {p: int((t.evaluation.inv_freq64 / plain > 1 - 1e-12).sum()) for p, t in tables.items()}
     assert kept["release"] == 11 and kept["corrected"] == 6

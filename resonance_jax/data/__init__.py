@@ -1,6 +1,7 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
 from resonance_jax.data import leval, posgen
+from resonance_jax.data.bos import with_bos
 from resonance_jax.data.corpora import Corpus, corpus
 from resonance_jax.data.files import Document
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
@@ -17,4 +18,5 @@ __all__ = [
     "posgen",
     "token_file",
     "tokenizer",
+    "with_bos",
 ]

@@ -8,8 +8,9 @@ from resonance_jax.evaluate.bootstrap import Interval
 def wilson(right: float, trials: int, z: float = 1.959963984540054) -> Interval:
     """The share right / trials with Wilson's 95 % score interval (Wilson 1927).
 
-    right may hold fractions of a question (partial credit): the interval is then that of as good a share of
-    all-or-nothing answers, wide enough. Raises ValueError outside 0 <= right <= trials.
+    `right` need not be whole, where answers earn partial credit. The interval is then that of all-or-nothing
+    answers with the same share, which spread more: it is too wide rather than too narrow. Raises ValueError
+    outside 0 <= right <= trials.
     """
     if trials < 1 or not 0 <= right <= trials:
         raise ValueError(f"expected 0 <= right <= trials and at least 1 trial, got {right} of {trials}.")
@@ -20,8 +21,11 @@ def wilson(right: float, trials: int, z: float = 1.959963984540054) -> Interval:
 
 
 def mean(parts: Sequence[Interval]) -> Interval:
-    """The unweighted mean of independent estimates, their distances to the limits squared and added (MOVER,
-    Zou and Donner 2008). Raises ValueError when there are none."""
+    """The unweighted mean of independent estimates, with its interval.
+
+    The distances of the estimates to their limits are squared and added (MOVER, Zou and Donner 2008). Raises
+    ValueError when there are no estimates.
+    """
     if not parts:
         raise ValueError("expected at least one interval, got none.")
     value = sum(part.value for part in parts) / len(parts)

@@ -1,8 +1,12 @@
-"""95 % intervals by the bootstrap over documents: tokens of one document are not independent draws."""
+"""95 % intervals of mean NLLs by the bootstrap over documents.
+
+Documents are resampled, not tokens, because the tokens of one document are not independent draws.
+"""
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float64, Int64, Integer, Real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,36 +18,56 @@ class Interval:
     high: float
 
     def excludes(self, value: float) -> bool:
+        """Whether a value lies outside the interval."""
         return not self.low <= value <= self.high
 
 
-def _by_document(sums: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """f64[..., W] -> f64[..., documents]: windows of one document added up."""
+def _by_document(
+    sums: Real[np.ndarray, "W"], clusters: Integer[np.ndarray, "W"]
+) -> Float64[np.ndarray, "documents"]:
+    """The windows of one document added up."""
     names, index = np.unique(clusters, return_inverse=True)
-    totals = np.zeros((*sums.shape[:-1], len(names)))
-    np.add.at(totals, (..., index), sums)
-    return totals
+    return np.bincount(index, sums, len(names))
 
 
-def _resampled(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """f64[draws, documents]: how often each document is drawn."""
-    documents = len(np.unique(clusters))
+def _resampled(documents: int, draws: int, seed: int) -> Int64[np.ndarray, "draws documents"]:
+    """How often each document is drawn."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(documents, np.full(documents, 1 / documents), size=draws).astype(np.float64)
+    return rng.multinomial(documents, np.full(documents, 1 / documents), size=draws)
 
 
 def mean_interval(
-    sums: np.ndarray, counts: np.ndarray, clusters: np.ndarray, draws: int = 2000, seed: int = 0
+    sums: Real[np.ndarray, "W"],
+    counts: Real[np.ndarray, "W"],
+    clusters: Integer[np.ndarray, "W"],
+    draws: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """Token-weighted mean NLL. sums f64[W] (nats), counts i64[W] and clusters i64[W] (document) a window."""
-    totals, tokens = _by_document(np.asarray(sums, float), clusters), _by_document(counts, clusters)
-    weights = _resampled(clusters, draws, seed)
+    """The mean NLL over tokens, in nats, with its interval.
+
+    Args:
+        sums: each window's NLL, summed over its tokens, in nats.
+        counts: tokens of each window.
+        clusters: the document of each window.
+        draws: how often the documents are resampled.
+        seed: of the resampling.
+    """
+    totals, tokens = _by_document(sums, clusters), _by_document(counts, clusters)
+    weights = _resampled(len(totals), draws, seed)
     low, high = np.quantile(weights @ totals / (weights @ tokens), [0.025, 0.975])
     return Interval(float(totals.sum() / tokens.sum()), float(low), float(high))
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, counts: np.ndarray, clusters: np.ndarray, draws: int = 2000, seed: int = 0
+    a: Real[np.ndarray, "W"],
+    b: Real[np.ndarray, "W"],
+    counts: Real[np.ndarray, "W"],
+    clusters: Integer[np.ndarray, "W"],
+    draws: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """Mean NLL of a minus that of b on the same windows, documents resampled together."""
+    """The mean NLL of `a` minus that of `b` on the same windows, documents resampled together.
+
+    Other arguments as for `mean_interval`.
+    """
     return mean_interval(np.asarray(a, float) - np.asarray(b, float), counts, clusters, draws, seed)

@@ -1,10 +1,12 @@
-"""What a long evaluation has found so far, a JSON line an answer: killed at any time, it goes on."""
+"""The results of a long evaluation so far, one JSON line each, so that it can be killed and goes on."""
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+Record = Mapping[str, object]
+"""One line: a JSON object."""
 
 
 class Journal:
@@ -15,7 +17,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.records = Path(path), []
+        self.path = Path(path)
+        self.records: list[Record] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
@@ -24,11 +27,12 @@ class Journal:
         if whole < len(content):
             os.truncate(self.path, whole)
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Record) -> None:
+        """Add one record."""
         self.extend([record])
 
-    def extend(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append all of them in one write: of a batch either a beginning or the whole is kept."""
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add records in one write: a kill keeps the first of them or all."""
         records = list(records)
         with self.path.open("ab") as file:
             file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
@@ -36,7 +40,7 @@ class Journal:
             os.fsync(file.fileno())
         self.records += records
 
-    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+    def _record(self, line: bytes, number: int) -> Record:
         try:
             record = json.loads(line)
         except ValueError:

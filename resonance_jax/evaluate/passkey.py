@@ -1,17 +1,20 @@
-"""Passkey retrieval: a number hidden at a depth in text of a length, asked for at its end.
+"""Passkey retrieval: a number hidden at some depth of a long text, which the model is asked for at its end.
 
-After Mohtashami and Jaggi 2023 (landmark attention), as YaRN's passkey.py builds and judges it; the template
-is a parameter, and every result names it.
+After Mohtashami and Jaggi 2023 (landmark attention), as YaRN's passkey.py builds and judges it. The wording
+of the text is a parameter, and every result names it.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from resonance_jax import generate, rope
+from resonance_jax.data.bos import with_bos
+from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.binomial import wilson
 from resonance_jax.model import Decoder
 
@@ -21,10 +24,12 @@ PASSED = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The wording: five lines, of which the second and the fourth are garbage.
+    """The wording of a prompt: five lines, of which the second and the fourth are garbage.
 
-    garbage: a sentence that is repeated, joined by spaces, and cut by characters. needle: has "{key}" in it.
-    keys: the first and the last key. step: characters by which the garbage grows until it fills the length.
+    intro, question: the first and the last line. garbage: a sentence that is repeated, joined by spaces, and
+    cut by characters. needle: the line that holds the key, with "{key}" in its place. keys: the smallest and
+    the largest key. max_new_tokens: that a model may answer with. step: characters by which the garbage grows
+    until it fills the length.
     """
 
     name: str
@@ -45,10 +50,11 @@ class Template:
         )
 
     def answer(self, key: int) -> str:
-        """What a model should go on with, up to where the key certainly ends."""
+        """The right continuation of a prompt, up to the character that ends the key."""
         return f" {key}."
 
     def _cut(self, characters: int) -> str:
+        """So many characters of garbage."""
         repeats = characters // (len(self.garbage) + 1) + 1
         return " ".join([self.garbage] * repeats)[:characters]
 
@@ -80,18 +86,45 @@ TEMPLATES = {
 bytes trained on it, and comparable with nothing else."""
 
 
+class Cell(TypedDict):
+    """One cell of the grid: the keys found at one depth of prompts of one length.
+
+    right of `trials` keys are found; share is their ratio, low and high its 95 % Wilson interval.
+    prompt_tokens: of the longest prompt. answers: each key, and the text that the model answered with.
+    """
+
+    template: str
+    length: int
+    depth: float
+    trials: int
+    right: int
+    share: float
+    low: float
+    high: float
+    prompt_tokens: int
+    answers: list[tuple[int, str]]
+
+
 def template(name: str) -> Template:
+    """The template of a name. Raises ValueError when there is none."""
     if name not in TEMPLATES:
         raise ValueError(f"unknown passkey template {name!r}; expected one of {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
 
 
 def garbage_characters(wording: Template, length: int, count_tokens: Callable[[str], int]) -> int:
-    """The most characters of garbage, in whole steps, with which a prompt stays below `length` tokens.
+    """The most characters of garbage, in whole steps, with which a prompt fits into `length` tokens.
 
-    count_tokens: of a whole prompt, BOS included. Room for the new tokens is not taken off (as in YaRN's
-    script) for `landmark`; a template with step 1 fills `length` exactly, its new tokens included.
-    Raises ValueError when the wording alone is too long.
+    A template with step 1 fills the length exactly, its new tokens included. A larger step, as `landmark`
+    has, leaves no room for the new tokens, as in YaRN's script.
+
+    Args:
+        wording: the template.
+        length: tokens of a prompt.
+        count_tokens: gives the tokens of a whole prompt, BOS included.
+
+    Raises:
+        ValueError: when the wording alone is too long.
     """
     most = wording.keys[1]
     room = length - 1 if wording.step > 1 else length - wording.max_new_tokens
@@ -107,8 +140,8 @@ def garbage_characters(wording: Template, length: int, count_tokens: Callable[[s
     return low * wording.step
 
 
-def draw_keys(wording: Template, count: int, seed: int) -> np.ndarray:
-    """i64[count] keys, uniform over the template's; a shorter draw begins a longer one."""
+def draw_keys(wording: Template, count: int, seed: int) -> Int64[np.ndarray, "{count}"]:
+    """Keys, uniform over the template's; fewer keys of the same seed are the first ones of more."""
     first, last = wording.keys
     words = np.random.Philox(np.random.SeedSequence([seed, 1])).random_raw(count)
     return (first + words % np.uint64(last - first + 1)).astype(np.int64)
@@ -121,17 +154,33 @@ def found(text: str, key: int) -> bool:
 
 
 def training_batch(
-    wording: Template, tokenizer, length: int, rows: int, seed: int, step: int, questions: int = 1
-) -> dict[str, np.ndarray]:
-    """tokens and targets i32[rows, length] of passkey texts, a function of (seed, step).
+    wording: Template,
+    tokenizer: Tokenizer,
+    length: int,
+    rows: int,
+    seed: int,
+    step: int,
+    questions: int = 1,
+) -> dict[str, Int32[np.ndarray, "{rows} {length}"]]:
+    """ "tokens" and "targets" of passkey texts, a function of (seed, step).
 
-    Depth and amount of garbage are uniform, up to what fills the length; only answers are scored, every other
-    target is -100. questions: how often the key is asked for at the end, which makes short rows teach more.
-    Raises ValueError when the wording alone does not fit.
+    Depth and amount of garbage are uniform, up to what fills the length. Only answers are scored: every
+    other target is -100.
+
+    Args:
+        wording: the template.
+        tokenizer: what the texts are encoded with.
+        length: tokens of a row.
+        rows: texts of a batch.
+        seed, step: what the batch depends on.
+        questions: how often the key is asked for at the end; more often makes short rows teach more.
+
+    Raises:
+        ValueError: when the wording alone does not fit into the length.
     """
     again = "\n" + wording.question
     repeated = (again + wording.answer(wording.keys[1])) * (questions - 1)
-    most = garbage_characters(wording, length, lambda text: len(encode(tokenizer, text + repeated)))
+    most = garbage_characters(wording, length, lambda text: len(with_bos(tokenizer, text + repeated)))
     words = np.random.Philox(np.random.SeedSequence([seed, 2, step])).random_raw(3 * rows)
     uniform = (words >> np.uint64(11)).astype(np.float64).reshape(3, rows) * 2.0**-53
     first, last = wording.keys
@@ -139,7 +188,7 @@ def training_batch(
     targets = np.full((rows, length), -100, np.int32)
     for row, (draw, amount, depth) in enumerate(uniform.T):
         key = first + int(draw * (last - first + 1))
-        asked = encode(tokenizer, wording.prompt(key, int(amount * (most + 1)), depth))
+        asked = with_bos(tokenizer, wording.prompt(key, int(amount * (most + 1)), depth))
         answer, between = tokenizer.encode(wording.answer(key)), tokenizer.encode(again)
         told = np.concatenate([asked, *[answer, between] * questions])[: -len(between)]
         tokens[row, : len(told)] = told
@@ -148,17 +197,9 @@ def training_batch(
     return {"tokens": tokens, "targets": targets}
 
 
-def encode(tokenizer, text: str) -> np.ndarray:
-    """i32[T], after BOS where the tokenizer has one."""
-    tokens = tokenizer.encode(text)
-    return (
-        tokens if tokenizer.bos_id is None else np.concatenate([[tokenizer.bos_id], tokens]).astype(np.int32)
-    )
-
-
 def cell(
     lm: Decoder,
-    tokenizer,
+    tokenizer: Tokenizer,
     spec: rope.RopeSpec,
     wording: Template,
     length: int,
@@ -166,21 +207,33 @@ def cell(
     trials: int,
     seed: int = 0,
     batch_size: int = 8,
-) -> dict[str, Any]:
-    """One cell of the grid: how many of `trials` keys are found at this depth in prompts of this length.
+) -> Cell:
+    """Ask a model for `trials` keys, each at one depth of a prompt of one length.
 
-    Greedy; a dynamic encoding is declared the length of the longest prompt and its new tokens. The keys of a
-    cell are the same for every encoding. Returns the counts, what was said, and a 95 % Wilson interval.
-    Raises ValueError for a depth outside 0 … 1 and when the wording alone is longer than the length.
+    Answers are generated greedily. The keys of a cell are the same for every encoding.
+
+    Args:
+        lm: the decoder.
+        tokenizer: what the prompts are encoded with.
+        spec: the encoding; a dynamic one is declared the longest prompt and its new tokens.
+        wording: the template.
+        length: tokens of a prompt.
+        depth: the share of the garbage that precedes the key, 0 … 1.
+        trials: how many keys.
+        seed: of the keys.
+        batch_size: prompts at once.
+
+    Raises:
+        ValueError: for another depth, no trials, and when the wording alone is longer than the length.
     """
     if not 0 <= depth <= 1 or trials < 1:
         raise ValueError(f"expected a depth in 0 … 1 and at least 1 trial, got {depth} and {trials}.")
-    characters = garbage_characters(wording, length, lambda text: len(encode(tokenizer, text)))
+    characters = garbage_characters(wording, length, lambda text: len(with_bos(tokenizer, text)))
     keys = draw_keys(wording, trials, seed + round(1e6 * depth) + length)
-    prompts = [encode(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
+    prompts = [with_bos(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
     longest = max(map(len, prompts)) + wording.max_new_tokens
     freqs = rope.frequencies(spec, length=longest)
-    said = []
+    said: list[str] = []
     for start in range(0, trials, batch_size):
         out = generate.generate(
             lm,
@@ -190,6 +243,7 @@ def cell(
             eos_id=tokenizer.eos_id,
             decode=tokenizer.decode,
         )
+        assert out.texts is not None  # because `decode` was given
         said += out.texts
     right = sum(found(text, int(key)) for text, key in zip(said, keys, strict=True))
     interval = wilson(right, trials)
@@ -203,12 +257,12 @@ def cell(
         "low": interval.low,
         "high": interval.high,
         "prompt_tokens": longest - wording.max_new_tokens,
-        "answers": [[int(key), text] for key, text in zip(keys, said, strict=True)],
+        "answers": [(int(key), text) for key, text in zip(keys, said, strict=True)],
     }
 
 
-def by_length(cells: Iterable[dict[str, Any]]) -> dict[int, tuple[int, int]]:
-    """{length: (right, trials)} over all depths."""
+def by_length(cells: Iterable[Cell]) -> dict[int, tuple[int, int]]:
+    """Keys found and keys asked for at each length, over all depths."""
     totals: dict[int, tuple[int, int]] = {}
     for one in cells:
         right, trials = totals.get(one["length"], (0, 0))
@@ -216,7 +270,7 @@ def by_length(cells: Iterable[dict[str, Any]]) -> dict[int, tuple[int, int]]:
     return dict(sorted(totals.items()))
 
 
-def reach(cells: Sequence[dict[str, Any]]) -> int | None:
+def reach(cells: Sequence[Cell]) -> int | None:
     """The longest tested length at which at least 80 % of the keys are found (YaRN's passkey context)."""
     passed = [n for n, (right, trials) in by_length(cells).items() if right >= PASSED * trials]
     return max(passed, default=None)

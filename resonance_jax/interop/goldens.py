@@ -16,7 +16,7 @@ import numpy as np
 
 from resonance_jax import rope
 from resonance_jax.interop.hf_weights import tensors
-from resonance_jax.interop.parity import FLOAT32, Parity, Tap
+from resonance_jax.interop.parity_check import FLOAT32, Parity, Tap
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import forward, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy

@@ -1,8 +1,8 @@
 """The decoder, its shapes, attention and loss."""
 
-from resonance_jax.model.attention import attention, on_this_machine
 from resonance_jax.model.config import PRESETS, DecoderConfig
 from resonance_jax.model.decoder import Decoder, forward, head, hidden_states
+from resonance_jax.model.kernel_choice import attention, on_this_machine
 from resonance_jax.model.loss import linear_cross_entropy
 
 __all__ = [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from resonance_jax.model.attention import attention as local_attention
+from resonance_jax.model.kernel_choice import attention as local_attention
 from resonance_jax.parallel.mesh import automatic_axes, constrain, sharding
 
 

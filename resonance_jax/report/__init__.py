@@ -1,6 +1,5 @@
 """Tables, plots and progress: people look before they read."""
 
-from resonance_jax.report.machine import machine
 from resonance_jax.report.perplexity import difference, doubling, figures, positions, table
 from resonance_jax.report.plots import (
     accuracy_by_position_plot,
@@ -9,6 +8,7 @@ from resonance_jax.report.plots import (
     style,
 )
 from resonance_jax.report.progress import Progress, training_progress
+from resonance_jax.report.provenance import machine
 from resonance_jax.report.tables import csv_text, markdown, print_table
 
 __all__ = [

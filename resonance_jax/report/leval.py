@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resonance_jax.data.leval import TASKS
-from resonance_jax.evaluate import leval
+from resonance_jax.evaluate import leval_scoring
 from resonance_jax.evaluate.binomial import mean, wilson
 from resonance_jax.evaluate.bootstrap import Interval
 
@@ -39,7 +39,7 @@ def task_result(task: str, records: Sequence[Mapping[str, Any]], prediction: str
     records: lines of the predictions, `prediction` the field that holds what was said. SFiction's two halves
     of a question count as one question.
     """
-    score = leval.score(task, [r[prediction] for r in records], [r["gt"] for r in records])
+    score = leval_scoring.score(task, [r[prediction] for r in records], [r["gt"] for r in records])
     interval = wilson(score / 100 * len(records), len(records))
     return {
         "task": task,

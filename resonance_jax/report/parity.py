@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resonance_jax.interop.parity import PARTS, Parity, Tap
+from resonance_jax.interop.parity_check import PARTS, Parity, Tap
 from resonance_jax.report.plots import new_figure, save
 
 

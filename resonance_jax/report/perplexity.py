@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resonance_jax.evaluate.bootstrap import paired_difference
-from resonance_jax.evaluate.perplexity import BIN, Perplexity
+from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.rope import RopeSpec
 
 

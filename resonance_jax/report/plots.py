@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resonance_jax.evaluate.perplexity import BIN, Perplexity
+from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.files import atomic
 
 # Okabe and Ito's palette, dark enough for lines on white; a method keeps its colour everywhere.

@@ -21,7 +21,7 @@ RULES = {
 }
 
 Results = Mapping[str, Mapping[str, Any]]
-"""task -> {"curves": {encoding: [one evaluate.posgen.curve a seed]}, "ceiling": {"id", "ood"}}."""
+"""task -> {"curves": {encoding: [one evaluate.posgen_accuracy.curve a seed]}, "ceiling": {"id", "ood"}}."""
 
 
 def percent(curves: Sequence[Mapping[str, Any]], figure: str, rule: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from resonance_jax.evaluate.bootstrap import Interval
 from resonance_jax.evaluate.journal import Journal
 
 BYTES = data.tokenizer("bytes")
-count = lambda text: len(passkey.encode(BYTES, text))
+count = lambda text: len(data.with_bos(BYTES, text))
 
 
 def test_the_original_wording_to_the_letter():
@@ -92,6 +92,12 @@ def test_training_scores_answers_only(questions):
         np.testing.assert_array_equal(tokens[scored], targets[scored])
 
 
+@pytest.fixture(scope="module")
+def decoder():
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 16, "d_ff": 16}
+    return model.Decoder(model.PRESETS["tiny"].replace(**shape))
+
+
 class Knows:
     """Stands for generate.generate: tells the key of prompts up to a length."""
 
@@ -105,7 +111,7 @@ class Knows:
         return generate.Generation((), (), tuple(said))
 
 
-def test_a_grid_counts_and_declares_its_length_to_a_dynamic_encoding(monkeypatch):
+def test_a_grid_counts_and_declares_its_length_to_a_dynamic_encoding(decoder, monkeypatch):
     knows = Knows(most=200)
     monkeypatch.setattr(generate, "generate", knows)
     spec, wording = (
@@ -113,7 +119,7 @@ def test_a_grid_counts_and_declares_its_length_to_a_dynamic_encoding(monkeypatch
         passkey.template("short-bytes"),
     )
     cells = [
-        passkey.cell(None, BYTES, spec, wording, length, depth, trials=5, batch_size=2)
+        passkey.cell(decoder, BYTES, spec, wording, length, depth, trials=5, batch_size=2)
         for length in (128, 256)
         for depth in (0.0, 0.5)
     ]
@@ -125,15 +131,12 @@ def test_a_grid_counts_and_declares_its_length_to_a_dynamic_encoding(monkeypatch
     assert passkey.reach([{**c, "right": 3} for c in cells]) is None
 
 
-def test_a_cell_with_a_real_decoder():
-    config = model.PRESETS["tiny"].replace(
-        d_model=16, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=16, d_ff=16
-    )
+def test_a_cell_with_a_real_decoder(decoder):
     spec = rope.RopeSpec(head_dim=16)
-    one = passkey.cell(model.Decoder(config), BYTES, spec, passkey.template("short-bytes"), 128, 0.5, 3)
+    one = passkey.cell(decoder, BYTES, spec, passkey.template("short-bytes"), 128, 0.5, 3)
     assert one["right"] == 0 and len(one["answers"]) == 3 and one["low"] == 0 < one["high"] < 1
     with pytest.raises(ValueError, match="depth in 0 … 1"):
-        passkey.cell(None, BYTES, spec, passkey.template("short-bytes"), 128, 2.0, 3)
+        passkey.cell(decoder, BYTES, spec, passkey.template("short-bytes"), 128, 2.0, 3)
 
 
 def test_wilsons_interval():

@@ -1,14 +1,13 @@
 """Perplexity: the reference script's numbers, one forward for every length, windows by hand."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
 
 from resonance_jax import evaluate, model, rope
+from resonance_jax.evaluate import perplexity_sweep
 from resonance_jax.evaluate.nll import token_nll
-from resonance_jax.evaluate.perplexity import cut_windows
+from resonance_jax.evaluate.windows import cut_windows
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +149,18 @@ def test_windows_in_batches_equal_windows_alone(small, documents):
 
 def test_stored_documents_are_not_computed_again(small, documents, tmp_path, monkeypatch):
     """A sweep stopped in its third document and run again scores the rest only, with the same result."""
-    module = sys.modules["resonance_jax.evaluate.perplexity"]
     s, lengths = spec("dynamic_ntk"), [16, 64]
     whole = evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1)
     store, scored = evaluate.Store(tmp_path), []
-    score = module._score
+    score = perplexity_sweep._score
 
     def stopping(lm, part, *rest, **options):
-        scored.append(part[0][0])
+        scored.append(part[0].index)
         if len(scored) == 5:  # two lengths a document: in the third document's first
             raise KeyboardInterrupt
         return score(lm, part, *rest, **options)
 
-    monkeypatch.setattr(module, "_score", stopping)
+    monkeypatch.setattr(perplexity_sweep, "_score", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1, store=store)
     again = evaluate.sweep(small, documents, s, lengths, "sliding", stride=8, bos_id=1, store=store)

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resonance_jax.model.attention import attention
 from resonance_jax.model.block_pairs import SAVED, Plan, block_pairs, pairs
+from resonance_jax.model.kernel_choice import attention
 from resonance_jax.parallel.mesh import make_mesh
 
 

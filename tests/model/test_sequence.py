@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from resonance_jax.model.attention import attention as whole
+from resonance_jax.model.kernel_choice import attention as whole
 from resonance_jax.model.sequence import _chunks, _exchange, attention
 from resonance_jax.parallel.mesh import make_mesh, sharding
 

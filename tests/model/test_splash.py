@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from resonance_jax.model.attention import attention, lowering_for
 from resonance_jax.model.block_pairs import SAVED
+from resonance_jax.model.kernel_choice import attention, lowering_for
 from resonance_jax.model.splash import splash
 from resonance_jax.parallel.mesh import make_mesh
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import model, rope, train
-from resonance_jax.model.attention import lowering_for
+from resonance_jax.model.kernel_choice import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
 from resonance_jax.train.fit import Program, micro_rows, place_batch, reader
 from resonance_jax.train.flops import mfu, per_token

@@ -1,4 +1,4 @@
-"""The table that a PosGen run is trained with, and those that it is evaluated under, by protocol.
+"""The encodings of a PosGen run by protocol: the table it is trained with, those it is evaluated under.
 
     release     as the published code: trained unscaled (RoPE, or RoPE with integer wavelengths); the method's
                 table is swapped in for evaluation, at every position. s = 257/65, YaRN's beta 2 and 1, and
@@ -15,13 +15,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from resonance_jax import rope
-
-PROTOCOLS = ("release", "paper", "corrected")
+from resonance_jax.data.posgen import PROTOCOLS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoding:
-    """What a row of the table is: the spec as evaluated, and its two tables."""
+    """A row of the paper's Table 1. spec: as evaluated. train, evaluation: the tables of the two phases."""
 
     spec: rope.RopeSpec
     train: rope.Frequencies
@@ -33,12 +32,26 @@ class Encoding:
 
 
 def encoding(
-    name: str, protocol: str, train_length: int = 64, length: int = 256, head_dim: int = 64, **options
+    name: str,
+    protocol: str,
+    train_length: int = 64,
+    length: int = 256,
+    head_dim: int = 64,
+    **options: float | Sequence[float] | None,
 ) -> Encoding:
-    """The encoding of a name such as "rope", "yarn", "resonance-yarn" or "resonance-dynamic-ntk".
+    """The encoding of a name under a protocol.
 
-    options: settings of rope.RopeSpec for the methods that take them (beta_fast, beta_slow, long_factor, …);
-    None is the protocol's own. Raises ValueError for an unknown name or protocol.
+    Args:
+        name: a name of rope.named, such as "rope", "yarn" or "resonance-dynamic-ntk".
+        protocol: one of data.posgen.PROTOCOLS.
+        train_length: tokens of a training sequence, [EOS] not counted.
+        length: tokens of a test sequence.
+        head_dim: size of a head.
+        options: settings of rope.RopeSpec for the methods that take them (beta_fast, beta_slow,
+            long_factor, …); None is the protocol's own.
+
+    Raises:
+        ValueError: for an unknown name or protocol, and for options that the method cannot mean.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown PosGen protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}.")
@@ -61,7 +74,7 @@ def encoding(
 
 
 def training_groups(encodings: Sequence[Encoding]) -> list[list[int]]:
-    """Numbers of the encodings that one training serves: those with the same train table, in order."""
+    """For each training, the numbers of the encodings that it serves: those with the same train table."""
     groups: list[list[int]] = []
     for i, one in enumerate(encodings):
         for group in groups:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resonance_jax.model.attention import Request, attention, choose, lowering_for, on_this_machine
+from resonance_jax.model.kernel_choice import Request, attention, choose, lowering_for, on_this_machine
 
 
 def oracle(q, k, v, visible, scale):

@@ -1,30 +1,39 @@
-"""A model's answers to L-Eval's questions: documents cut, prompts encoded, answers generated greedily."""
+"""Asks a model L-Eval's questions: documents are cut, prompts encoded, answers generated greedily.
+
+data.leval has the questions and their prompts, evaluate.leval_scoring scores the answers.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.evaluate.leval import completion
+from resonance_jax.data.bos import with_bos
+from resonance_jax.data.tokenizers import Tokenizer
+from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What is asked: token ids after BOS, and SFiction's second prompt (without the document) or None; the
-    document's tokens before and after it was cut."""
+    """A question as the model reads it.
+
+    tokens: the prompt's ids after BOS. fact: SFiction's second prompt, which leaves the document out; None
+    for other tasks. cut: the document, with its number of tokens before and after it was cut.
+    """
 
     question: leval.Question
-    tokens: np.ndarray
-    fact: np.ndarray | None
+    tokens: Int32[np.ndarray, "T"]
+    fact: Int32[np.ndarray, "F"] | None
     cut: leval.Cut
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A prediction as it is scored, and why its generation ended: "eos", "stop" or "length"."""
+    """A prediction as it is scored. ended: why its generation ended, "eos", "stop" or "length"."""
 
     question: leval.Question
     prediction: str
@@ -37,12 +46,13 @@ class Answer:
 class Asker:
     """Asks one model under one encoding.
 
-    budget: tokens a document may have. length: positions that the encoding is declared for (a dynamic one is
-    declared each question's own: its prompt and the new tokens). stop: strings that end an answer early.
+    spec: the encoding. budget: tokens that a document may have. length: positions that the encoding is
+    declared for (a dynamic one is declared each question's own: its prompt and the new tokens).
+    max_new_tokens: of an answer. stop: strings that end an answer early. batch_size: questions at once.
     """
 
     lm: Decoder
-    tokenizer: object
+    tokenizer: Tokenizer
     spec: rope.RopeSpec
     budget: int
     length: int
@@ -53,7 +63,7 @@ class Asker:
     def prompts(
         self, questions: Iterable[leval.Question], left_out: Callable[[leval.Question, str], None]
     ) -> Iterator[Prompt]:
-        """What fits; left_out(question, sentence) is called for what does not."""
+        """The prompts of the questions that fit; left_out(question, sentence) is called for every other."""
         cuts: dict[tuple[str, str], leval.Cut | str] = {}
         for question in questions:
             place = question.task, question.document
@@ -78,7 +88,10 @@ class Asker:
             yield Prompt(question, tokens, fact, cut)
 
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[list[Answer]]:
-        """The answers, batch by batch; a dynamic encoding is asked one at a time, under its own table."""
+        """The answers, batch by batch.
+
+        A dynamic encoding is asked one question at a time, each under a table of its own.
+        """
         size = 1 if self.spec.dynamic else self.batch_size
         batch: list[Prompt] = []
         for prompt in prompts:
@@ -90,9 +103,11 @@ class Asker:
             yield self._answer(batch)
 
     def _answer(self, batch: list[Prompt]) -> list[Answer]:
+        """The answers to prompts of one task."""
         said, ended = self._generate([prompt.tokens for prompt in batch])
-        if batch[0].fact is not None:
-            facts, fact_ended = self._generate([prompt.fact for prompt in batch])
+        facts_asked = [prompt.fact for prompt in batch if prompt.fact is not None]
+        if facts_asked:
+            facts, fact_ended = self._generate(facts_asked)
             said = [leval.with_fact(a, b) for a, b in zip(said, facts, strict=True)]
             ended = [
                 "length" if "length" in pair else pair[0] for pair in zip(ended, fact_ended, strict=True)
@@ -102,7 +117,8 @@ class Asker:
             for prompt, text, reason in zip(batch, said, ended, strict=True)
         ]
 
-    def _generate(self, rows: list[np.ndarray]) -> tuple[list[str], list[str]]:
+    def _generate(self, rows: list[Int32[np.ndarray, "_"]]) -> tuple[list[str], list[str]]:
+        """(the texts, why each ended) that follow the prompts."""
         needed = max(map(len, rows)) + self.max_new_tokens
         out = generate.generate(
             self.lm,
@@ -113,15 +129,16 @@ class Asker:
             eos_id=self.tokenizer.eos_id,
             decode=self.tokenizer.decode,
         )
+        assert out.texts is not None  # because `decode` was given
         return [completion(text) for text in out.texts], list(out.reasons)
 
     def _cut(self, question: leval.Question) -> leval.Cut | str:
+        """The question's document, cut to the budget; a sentence where it cannot be cut."""
         try:
             count = lambda text: len(self._encode(text))
             return leval.cut(question.document, question.task, self.budget, count)
         except ValueError as error:
             return str(error)
 
-    def _encode(self, text: str) -> np.ndarray:
-        tokens, bos = self.tokenizer.encode(text), self.tokenizer.bos_id
-        return tokens if bos is None else np.concatenate([[bos], tokens]).astype(np.int32)
+    def _encode(self, text: str) -> Int32[np.ndarray, "T"]:
+        return with_bos(self.tokenizer, text)

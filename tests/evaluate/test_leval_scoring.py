@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from resonance_jax.data import leval as tasks
-from resonance_jax.evaluate import leval
+from resonance_jax.evaluate import leval_scoring
 
 
 def right(task, prediction, answer):
     """The score (0 ... 1) of one prediction."""
-    return leval.score(task, [prediction], [answer]) / 100
+    return leval_scoring.score(task, [prediction], [answer]) / 100
 
 
 # --- multiple choice
@@ -25,20 +25,20 @@ MULTIPLE_CHOICE = pytest.mark.parametrize("task", ["coursera", "quality", "tpo"]
     [("B", "B"), ("(B) because C", "B"), ("ACD", "ACD"), ("A.C,D rest", "ACD"), ("none", "A"), ("", "A")],
 )
 def test_the_key_is_the_letters_of_the_first_word(task, answer, expected):
-    assert leval.reference(task, answer) == expected
+    assert leval_scoring.reference(task, answer) == expected
 
 
 @MULTIPLE_CHOICE
 @pytest.mark.parametrize("blank", ["", " ", "\n\t"])
 def test_a_blank_prediction_is_none(task, blank):
-    assert leval.extract(task, blank, "A") == "None"
+    assert leval_scoring.extract(task, blank, "A") == "None"
     assert right(task, blank, "A") == 0
 
 
 @MULTIPLE_CHOICE
 @pytest.mark.parametrize("prediction", ["A", "D", "BC", "ABCD"])
 def test_a_piece_of_abcd_is_taken_as_it_is(task, prediction):
-    assert leval.extract(task, prediction, "A") == prediction
+    assert leval_scoring.extract(task, prediction, "A") == prediction
 
 
 @pytest.mark.parametrize("task", ["quality", "tpo"])
@@ -54,7 +54,7 @@ def test_a_piece_of_abcd_is_taken_as_it_is(task, prediction):
     ],
 )
 def test_one_option_is_the_first_capital_a_to_d_of_any_word(task, prediction, expected):
-    assert leval.extract(task, prediction, "A") == expected
+    assert leval_scoring.extract(task, prediction, "A") == expected
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_one_option_is_the_first_capital_a_to_d_of_any_word(task, prediction, ex
     ],
 )
 def test_several_options(prediction, expected):
-    assert leval.extract("coursera", prediction, "A") == expected
+    assert leval_scoring.extract("coursera", prediction, "A") == expected
 
 
 def test_part_of_the_right_options_is_a_quarter():
@@ -109,8 +109,8 @@ def test_the_order_of_a_key_matters():
     ],
 )
 def test_the_number_of_a_solution(prediction, expected):
-    assert leval.extract("gsm100", prediction, "The answer is 1") == expected
-    assert leval.reference("gsm100", prediction) == expected
+    assert leval_scoring.extract("gsm100", prediction, "The answer is 1") == expected
+    assert leval_scoring.reference("gsm100", prediction) == expected
 
 
 def test_numbers_are_compared_as_numbers():
@@ -135,7 +135,7 @@ def test_numbers_are_compared_as_numbers():
     ],
 )
 def test_printed_output_is_cleaned(answer, expected):
-    assert leval.reference("codeU", answer) == expected
+    assert leval_scoring.reference("codeU", answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_printed_output_is_cleaned(answer, expected):
 )
 def test_the_output_in_a_prediction(prediction, words, expected):
     answer = " ".join(["1"] * words)
-    assert leval.extract("codeU", prediction, answer) == expected
+    assert leval_scoring.extract("codeU", prediction, answer) == expected
 
 
 def test_code_is_right_if_the_key_is_anywhere_in_the_words():
@@ -183,11 +183,11 @@ def test_code_is_right_if_the_key_is_anywhere_in_the_words():
     ],
 )
 def test_labels_of_loyalty_and_fact(prediction, expected):
-    assert leval.extract("sci_fi", prediction, "") == expected
+    assert leval_scoring.extract("sci_fi", prediction, "") == expected
 
 
 def test_loyalty_and_fact_count_half_each():
-    assert leval.reference("sci_fi", "True [fact: False]") == ("true", "false")
+    assert leval_scoring.reference("sci_fi", "True [fact: False]") == ("true", "false")
     assert right("sci_fi", "true [fact: false]", "True [fact: False]") == 1
     assert right("sci_fi", "true [fact: true]", "True [fact: False]") == 0.5
     assert right("sci_fi", "? [fact: ?]", "True [fact: False]") == 0
@@ -218,22 +218,22 @@ def test_loyalty_and_fact_count_half_each():
     ],
 )
 def test_matching(extracted, expected, credit):
-    assert leval.match(extracted, expected) == credit
+    assert leval_scoring.match(extracted, expected) == credit
 
 
 def test_the_end_mark_is_deleted():
-    assert leval.completion(" B</s></s>") == " B"
+    assert leval_scoring.completion(" B</s></s>") == " B"
 
 
 def test_bad_input_is_one_sentence():
     with pytest.raises(ValueError, match="1 predictions for 2 answers"):
-        leval.score("tpo", ["A"], ["A", "B"])
+        leval_scoring.score("tpo", ["A"], ["A", "B"])
     with pytest.raises(ValueError, match="0 predictions for 0 answers"):
-        leval.score("tpo", [], [])
+        leval_scoring.score("tpo", [], [])
     with pytest.raises(ValueError, match="no closed-ended task 'topic'"):
-        leval.score("topic", ["A"], ["A"])
+        leval_scoring.score("topic", ["A"], ["A"])
     with pytest.raises(ValueError, match="all six tasks; missing: gsm100"):
-        leval.average({task: 0.0 for task in tasks.TASKS if task != "gsm100"})
+        leval_scoring.average({task: 0.0 for task in tasks.TASKS if task != "gsm100"})
 
 
 # --- Table 2
@@ -275,12 +275,13 @@ def predictions(task, correct):
 def test_every_cell_and_average_of_table_2(row):
     counts = dict(zip(tasks.TASKS, (key for key in row if key.startswith("n_")), strict=True))
     scores = {
-        task: leval.score(task, *predictions(task, float(row[count]))) for task, count in counts.items()
+        task: leval_scoring.score(task, *predictions(task, float(row[count])))
+        for task, count in counts.items()
     }
     printed = dict(
         zip((kind.column for kind in tasks.TASKS.values()), (row[c] for c in COLUMNS), strict=True)
     )
-    assert leval.table_row(scores) == {**printed, "Avg.": row["avg_printed"]}
+    assert leval_scoring.table_row(scores) == {**printed, "Avg.": row["avg_printed"]}
 
 
 def test_table_2_has_twelve_rows():

@@ -1,6 +1,7 @@
-"""How L-Eval reads an answer out of a model's text and scores it, rule by rule (the release's own scorer).
+"""Scores answers to L-Eval's questions: what a model's text says, and how right that is.
 
-The rules are kept as they are, the surprising ones too: published scores contain them.
+Every rule is that of the benchmark's own scorer, the surprising ones too: published scores contain them.
+evaluate.leval_asking generates the answers.
 """
 
 import re
@@ -28,7 +29,8 @@ def reference(task: str, answer: str) -> str | tuple[str, str]:
     if task == "codeU":
         return _code(answer)
     if task == "sci_fi":
-        return tuple(part.strip() for part in _loyalty_and_fact(answer))
+        loyalty, fact = _loyalty_and_fact(answer)
+        return loyalty.strip(), fact.strip()
     raise ValueError(f"L-Eval has no closed-ended task {task!r} here; known are {', '.join(TASKS)}.")
 
 
@@ -42,7 +44,8 @@ def extract(task: str, prediction: str, answer: str) -> str | tuple[str, str]:
     if task == "codeU":
         return _code_output(prediction, len(answer.split()))
     if task == "sci_fi":
-        return tuple(_label(part) for part in _loyalty_and_fact(prediction))
+        loyalty, fact = _loyalty_and_fact(prediction)
+        return _label(loyalty), _label(fact)
     return reference(task, prediction)
 
 
@@ -75,10 +78,14 @@ def score(task: str, predictions: Sequence[str], answers: Sequence[str]) -> floa
     total = parts = 0
     for prediction, answer in zip(predictions, answers, strict=True):
         extracted, expected = extract(task, prediction, answer), reference(task, answer)
-        pairs = zip(extracted, expected, strict=True) if task == "sci_fi" else [(extracted, expected)]
-        for pair in pairs:
-            total, parts = total + match(*pair), parts + 1
+        for said, key in zip(_parts(extracted), _parts(expected), strict=True):
+            total, parts = total + match(said, key), parts + 1
     return 100 * total / parts
+
+
+def _parts(extracted: str | tuple[str, str]) -> tuple[str, ...]:
+    """What is matched one by one: SFiction's two labels, or the single answer."""
+    return (extracted,) if isinstance(extracted, str) else extracted
 
 
 def average(scores: Mapping[str, float]) -> float:
@@ -96,17 +103,19 @@ def table_row(scores: Mapping[str, float]) -> dict[str, str]:
 
 
 def _letters(text: str) -> str:
+    """The letters A to D of a text, and nothing else."""
     return re.sub("[^A-D]", "", text)
 
 
 def _options(prediction: str, several: bool) -> str:
+    """The options that a prediction names; several: whether more than one may be right."""
     if not prediction.strip():
         return "None"
     if prediction in "ABCD":
         return prediction
     if not several and (letters := _letters(prediction)):
         return letters[0]  # whatever word it begins: "Answer" is A, "Based" is B
-    leading = re.match("[A-D]*", prediction).group()
+    leading = prediction[: len(prediction) - len(prediction.lstrip("ABCD"))]
     if len(leading) > 1:
         return "".join(sorted(set(leading)))
     rest = prediction[len(leading) :].split("Question")[0]
@@ -117,6 +126,7 @@ def _options(prediction: str, several: bool) -> str:
 
 
 def _number(text: str) -> str:
+    """The digits of the number that a text ends in, before its decimal point."""
     said = re.search(r"The answer is (\S+)", text)
     if said:
         token = said.group(1)
@@ -127,6 +137,7 @@ def _number(text: str) -> str:
 
 
 def _code(text: str) -> str:
+    """A program's output without quotes, commas and superfluous spaces."""
     text = re.sub(r"\s+", " ", text)
     for removed in (",", "'", "\\", ".0"):
         text = text.replace(removed, "")
@@ -134,6 +145,7 @@ def _code(text: str) -> str:
 
 
 def _code_output(prediction: str, words: int) -> str:
+    """The part of a prediction that is compared with an output of so many words."""
     text = _code(prediction)
     for phrase in _CODE_PHRASES:
         text = text.replace(phrase, "")
@@ -143,11 +155,13 @@ def _code_output(prediction: str, words: int) -> str:
 
 
 def _loyalty_and_fact(text: str) -> tuple[str, str]:
+    """SFiction's two answers: "True [fact: False]" gives ("true ", " false")."""
     loyalty, *facts = text.lower().split("[fact:")
     return loyalty, facts[0][:-1] if facts else ""
 
 
 def _label(text: str) -> str:
+    """The first "true" or "false" within a word."""
     for word in text.split():
         for label in ("true", "false"):
             if label in word:
@@ -156,6 +170,7 @@ def _label(text: str) -> str:
 
 
 def _normalised(text: str) -> str:
+    """A text without punctuation and articles, its spaces single."""
     without_punctuation = "".join(filter(lambda character: character not in string.punctuation, text))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split())
 

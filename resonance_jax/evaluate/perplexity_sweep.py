@@ -1,0 +1,239 @@
+"""Perplexity against context length, at one length or at many, on documents of token ids.
+
+evaluate.windows says what the named protocols score, evaluate.perplexity_result what comes out.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from resonance_jax import rope
+from resonance_jax.evaluate.nll import TOKENS_PER_BATCH, batched_nll
+from resonance_jax.evaluate.nll_store import Store
+from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
+from resonance_jax.evaluate.windows import Windowing
+from resonance_jax.model.decoder import Decoder
+
+Documents = Iterable[Integer[np.ndarray, "_"]]
+"""Token ids of each document, without special tokens."""
+Progress = Callable[..., None]
+"""Called as progress(done, total)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Document:
+    """A document that is scored: its number, its token ids, and the text that it was cut from."""
+
+    index: int
+    tokens: Integer[np.ndarray, "_"]
+    group: int
+
+
+def perplexity(
+    lm: Decoder,
+    documents: Documents,
+    freqs: rope.Frequencies,
+    protocol: str = "prefix",
+    length: int = 4096,
+    stride: int = 256,
+    bos_id: int | None = None,
+    truncate: bool = False,
+    groups: Sequence[int] | None = None,
+    pmap: bool = False,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Perplexity of documents at one length under one table of frequencies.
+
+    Args:
+        lm: the decoder.
+        documents: token ids of each document.
+        freqs: the table; a dynamic encoding's has to be that of `length`.
+        protocol: "prefix", "sliding" or "yarn" (evaluate.windows).
+        length: positions of a window, BOS included.
+        stride: tokens that a window advances by; `prefix` has a single window.
+        bos_id: put in front of every window; None: no BOS, and a window's first token is not scored.
+        truncate: one window per document.
+        groups: for each document the text it was cut from, which the bootstrap resamples; default: itself.
+        pmap: split batches over this host's devices.
+        progress: called with the windows done and all windows.
+
+    Raises:
+        ValueError: for an unknown protocol, a stride that would leave tokens unscored, or no document that
+            is long enough.
+    """
+    how = Windowing(protocol, stride, bos_id, truncate)
+    how.check(length)
+    kept = _long_enough(list(documents), how, length, groups)
+    return merge([r[length] for r in _score(lm, kept, freqs, [length], how, pmap, progress)])
+
+
+def sweep(
+    lm: Decoder,
+    documents: Documents,
+    spec: rope.RopeSpec,
+    lengths: Sequence[int],
+    protocol: str = "prefix",
+    stride: int = 256,
+    bos_id: int | None = None,
+    truncate: bool = False,
+    groups: Sequence[int] | None = None,
+    pmap: bool = False,
+    progress: Progress | None = None,
+    store: Store | None = None,
+) -> dict[int, Perplexity]:
+    """Perplexity of the same documents at every length: those that are long enough for the longest.
+
+    A static encoding under `prefix` costs one forward per document, because later tokens cannot change
+    earlier ones. A dynamic encoding gets a table and a forward of its own for each length.
+
+    Args:
+        lm: the decoder.
+        documents: token ids of each document.
+        spec: the encoding.
+        lengths: positions of a window, BOS included.
+        protocol, stride, bos_id, truncate, groups, pmap: as for `perplexity`.
+        progress: called with the documents done and all documents.
+        store: keeps every finished document; one that it has is not computed again.
+
+    Raises:
+        ValueError: as `perplexity` does.
+    """
+    how = Windowing(protocol, stride, bos_id, truncate)
+    lengths = sorted(set(lengths))
+    for length in lengths:
+        how.check(length)
+    kept = _long_enough(list(documents), how, lengths[-1], groups)
+    # With one window per document, a shorter context is a prefix of a longer one.
+    at_once = (protocol == "prefix" or truncate) and not spec.dynamic
+    passes = [lengths] if at_once else [[length] for length in lengths]
+    tables = [rope.frequencies(spec, length=some[-1]) for some in passes]
+    results: list[dict[int, Perplexity]] = []
+    # As many documents together as fill a batch of the longest windows, so that few are lost to a kill.
+    together = max(1, TOKENS_PER_BATCH // lengths[-1]) if protocol == "prefix" else 1
+    for start in range(0, len(kept), together):
+        part = kept[start : start + together]
+        stored = [None if store is None else store.get(document.index) for document in part]
+        known = [result for result in stored if result is not None]
+        if len(known) < len(part):
+            known = [{} for _ in part]
+            for freqs, some in zip(tables, passes, strict=True):
+                for mine, more in zip(known, _score(lm, part, freqs, some, how, pmap), strict=True):
+                    mine.update(more)
+            if store is not None:
+                for document, result in zip(part, known, strict=True):
+                    store.put(document.index, result)
+        results += known
+        if progress is not None:
+            progress(len(results), len(kept))
+    return {length: merge([r[length] for r in results]) for length in lengths}
+
+
+def _long_enough(
+    documents: Sequence[Integer[np.ndarray, "_"]], how: Windowing, length: int, groups: Sequence[int] | None
+) -> list[_Document]:
+    """The documents that the protocol scores at this length."""
+    needed = how.tokens_needed(length)
+    kept = [
+        _Document(i, tokens, i if groups is None else groups[i])
+        for i, tokens in enumerate(documents)
+        if len(tokens) >= needed
+    ]
+    if not kept:
+        raise ValueError(
+            f"none of the {len(documents)} documents has the {needed} tokens that the {how.protocol} "
+            f"protocol needs at length {length}; give longer documents or a shorter length."
+        )
+    return kept
+
+
+def _score(
+    lm: Decoder,
+    documents: Sequence[_Document],
+    freqs: rope.Frequencies,
+    lengths: Sequence[int],
+    how: Windowing,
+    pmap: bool,
+    progress: Progress | None = None,
+) -> list[dict[int, Perplexity]]:
+    """Each document's result at every length, from one forward at the longest.
+
+    More than one length only where every shorter window is a prefix of the longest.
+    """
+    windows, owners = [], []
+    for row, document in enumerate(documents):
+        cut = how.cut(document.tokens, lengths[-1])
+        windows += cut
+        owners += [row] * len(cut)
+    nll = _window_nll(lm, [ids for ids, _ in windows], freqs, lengths[-1], pmap, progress)
+    owner = np.asarray(owners)
+    first = np.asarray([first for _, first in windows])
+    sizes = np.asarray([len(ids) for ids, _ in windows])
+    results = []
+    for row, document in enumerate(documents):
+        mine = owner == row
+        results.append(
+            {
+                n: _summarise(
+                    nll[mine][:, : n - 1], first[mine], np.minimum(sizes[mine], n), document.group, n, how
+                )
+                for n in lengths
+            }
+        )
+    return results
+
+
+def _window_nll(
+    lm: Decoder,
+    windows: Sequence[Integer[np.ndarray, "_"]],
+    freqs: rope.Frequencies,
+    length: int,
+    pmap: bool,
+    progress: Progress | None,
+) -> Float[np.ndarray, "W {length}-1"]:
+    """NLL in nats of every id of a window but its first; zero where a window is shorter than `length`.
+
+    Windows are padded up to one of four sizes, so that few shapes are compiled. The padding comes last,
+    where causal attention cannot see it.
+    """
+    step = max(1, -(-length // 4))
+    sizes = np.asarray([min(length, -(-len(ids) // step) * step) for ids in windows])
+    wide = np.float64 if lm.config.dtype == "float64" else np.float32
+    result = np.zeros((len(windows), length - 1), wide)
+    done = 0
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        padded = np.stack([np.pad(windows[i], (0, size - len(windows[i]))) for i in rows.tolist()])
+        for start, values in batched_nll(lm, padded, freqs, pmap):
+            result[rows[start : start + len(values)], : size - 1] = values
+            done += len(values)
+            if progress is not None:
+                progress(done, len(windows))
+    return result
+
+
+def _summarise(
+    nll: Float[np.ndarray, "W {n}-1"],
+    first: Integer[np.ndarray, "W"],
+    sizes: Integer[np.ndarray, "W"],
+    group: int,
+    n: int,
+    how: Windowing,
+) -> Perplexity:
+    """The result of the windows of one document; a window scores its positions first … size-1."""
+    position = np.arange(1, n)
+    scored = (position >= first[:, None]) & (position < sizes[:, None])
+    values = np.where(scored, nll, 0).astype(np.float64)
+    bins, count = position // BIN, n // BIN + 1
+    return Perplexity(
+        protocol=how.protocol,
+        length=n,
+        stride=None if how.protocol == "prefix" else how.stride,
+        bos_id=how.bos_id,
+        nll=values.sum(axis=1),
+        scored=scored.sum(axis=1),
+        document=np.full(len(nll), group),
+        position_nll=np.bincount(bins, values.sum(axis=0), count),
+        position_scored=np.bincount(bins, scored.sum(axis=0), count).astype(np.int64),
+    )
