@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from resonance_jax.rope.integer_wavelengths import resonance
 from resonance_jax.rope.phases import Frequencies, host
-from resonance_jax.rope.resonance import resonance
 from resonance_jax.rope.spec import RopeSpec, same
 
 Config = Mapping[str, Any]

@@ -4,7 +4,7 @@ A rule maps (rotary size R, base b, …) to R/2 frequencies in radians per posit
 factor A that multiplies cos and sin (so A² multiplies the attention logits). Its keyword arguments are
 the settings it takes: `scale` is the paper's s, `train_length` its L, `length` its L' (a rule that asks
 for it is dynamic: another length is another table). Resonance is not here: it is a transform of any of
-these tables (resonance.py).
+these tables (integer_wavelengths.py).
 
 Conventions, said once: theta_j = b^(-2j/R), wavelength_j = 2 pi / theta_j, j = 0 … R/2-1;
 `beta_fast` bounds the dimensions kept (many turns within L), `beta_slow` those interpolated (few turns).

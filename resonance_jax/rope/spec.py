@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from resonance_jax.rope.integer_wavelengths import resonance
 from resonance_jax.rope.methods import METHODS, dynamic_yarn, yarn
 from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
-from resonance_jax.rope.resonance import resonance
 
 _TITLES = {
     "default": "RoPE",

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from resonance_jax.rope.hf import HF_TYPES, YARN_OPTIONS, Config, from_hf, hf_type, layer_dicts, rope_type_of
+from resonance_jax.rope.integer_wavelengths import critical_dimension, wavelengths
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies
-from resonance_jax.rope.resonance import critical_dimension, wavelengths
 from resonance_jax.rope.spec import RopeSpec, frequencies
 
 _SAME = "Computes the same"
