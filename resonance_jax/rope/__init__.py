@@ -10,17 +10,11 @@ from resonance_jax.rope.integer_wavelengths import (
     wavelengths,
 )
 from resonance_jax.rope.methods import METHODS
+from resonance_jax.rope.names import named
 from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
 from resonance_jax.rope.restatement import restate
-from resonance_jax.rope.spec import (
-    RopeSpec,
-    fingerprint,
-    frequencies,
-    from_record,
-    named,
-    same,
-    to_record,
-)
+from resonance_jax.rope.spec import RopeSpec
+from resonance_jax.rope.tables import fingerprint, frequencies, from_record, same, to_record
 
 __all__ = [
     "METHODS",

@@ -1,9 +1,12 @@
 """The encoding of a checkpoint, stated again under another name, scale or training length."""
 
 import dataclasses
-import math
 
-from resonance_jax.rope.spec import RopeSpec, frequencies, named, parse_name, takes_scale
+from resonance_jax.rope.methods import METHODS
+from resonance_jax.rope.names import named, parse_name
+from resonance_jax.rope.schema import Value
+from resonance_jax.rope.spec import RopeSpec
+from resonance_jax.rope.tables import frequencies, same
 
 
 def restate(
@@ -23,9 +26,9 @@ def restate(
 
     Raises:
         ValueError: for an unknown name; for a method that takes a scale, is not the checkpoint's own and got
-            none; for a method that needs a train_length that nothing states; for another scale of LongRoPE,
-            whose factors belong to one; and for another scale where `own` states an attention_factor, which
-            belongs to the old one (one that the method computes anyway is computed anew instead).
+            none; for a method that needs a train_length that nothing states; and for another scale where
+            `own` states an option that belongs to the old one: LongRoPE's factors, or an attention_factor
+            (but one that the method computes anyway is computed anew).
     """
     if name == "own":
         return own
@@ -33,11 +36,10 @@ def restate(
     train_length = own.train_length if train_length is None else train_length
     if method == own.method:
         again = dataclasses.replace(own, resonance=resonance, train_length=train_length)
-        return again if scale is None or not takes_scale(method) else _rescaled(again, scale)
-    if scale is None and takes_scale(method):
-        raise ValueError(
-            f"{name!r} takes a scale (the paper's s), and the checkpoint's own method is another."
-        )
+        same_scale = scale is None or scale == own.scale or not METHODS[method].takes_scale
+        return again if same_scale else dataclasses.replace(_without_scale(again, scale), scale=scale)
+    if scale is None and METHODS[method].takes_scale:
+        raise ValueError(f"{name!r} needs a scale (the paper's s): the checkpoint's own is {own.title}'s.")
     return named(
         name,
         head_dim=own.head_dim,
@@ -48,22 +50,23 @@ def restate(
     )
 
 
-def _rescaled(own: RopeSpec, scale: float) -> RopeSpec:
-    """The same method at another scale."""
-    if scale == own.scale:
-        return own
-    if own.method == "longrope":
+def _without_scale(own: RopeSpec, scale: float) -> RopeSpec:
+    """The same without the options that belong to its scale; ValueError where one can't be left out."""
+    belong = {name: option.default for name, option in own.record.options.items() if option.of_scale}
+    stated = [name for name, _ in own.options if name in belong]
+    kept = [name for name in stated if not _computed_anyway(own, name, belong[name])]
+    if kept:
         raise ValueError(
-            f"the checkpoint's longrope factors belong to scale {own.scale:g}, not {scale:g}; "
-            "leave the scale out, or name another method."
+            f"the checkpoint states {', '.join(kept)} for scale {own.scale:g}, not for {scale:g}; leave the "
+            "scale out, or name another method."
         )
-    stated = own.attention_factor
-    if stated is not None:
-        own = dataclasses.replace(own, attention_factor=None)
-        computed = float(frequencies(own, own.train_length).attention_factor)
-        if not math.isclose(stated, computed, rel_tol=1e-6):
-            raise ValueError(
-                f"the checkpoint's attention_factor={stated:g} belongs to scale {own.scale:g}, "
-                f"not {scale:g}; leave the scale out, or name another method."
-            )
-    return dataclasses.replace(own, scale=scale)
+    return dataclasses.replace(own, **{name: belong[name] for name in stated})
+
+
+def _computed_anyway(own: RopeSpec, name: str, default: Value) -> bool:
+    """Whether an option may be left out: the method computes the same table without it."""
+    try:
+        without = dataclasses.replace(own, **{name: default})
+    except ValueError:  # a method may need it
+        return False
+    return same(frequencies(own, own.train_length), frequencies(without, own.train_length))
