@@ -43,7 +43,7 @@ def _explain(spec: RopeSpec, length: int | None, transformers: list[str], config
     freqs = frequencies(spec, length)
     rounded = " Then every wavelength is rounded to whole positions." if spec.resonance else ""
     rows = {
-        "method": spec.record.summary + rounded,
+        "method": spec.method_record.summary + rounded,
         "stated": ", ".join(f"{name}={_short(value)}" for name, value in spec.stated().items()) + ".",
         "lengths": _lengths(spec, length),
         "rotary size": _rotary(spec, freqs),
@@ -145,8 +145,8 @@ def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
         else:
             notes = [f"Ignores resonance_rope: {plain.title} as stated, nothing rounded."]
     original, longest = (config.get(f"{which}max_position_embeddings") for which in ("original_", ""))
-    if original and longest and original != longest and spec.record.hf_lengths:
-        notes.append(spec.record.hf_lengths.format(longest=longest))
+    if original and longest and original != longest and spec.method_record.hf_lengths:
+        notes.append(spec.method_record.hf_lengths.format(longest=longest))
     together = rope_types()[rope_type][1].only_together
     if len({bool(config.get(key)) for key in together}) > 1:
         notes.append(f"{' and '.join(together)} have no effect without each other.")
@@ -155,7 +155,7 @@ def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
 
 def _habits(spec: RopeSpec) -> list[str]:
     """What transformers does beside computing the table."""
-    habits = [spec.record.hf_habit] if spec.dynamic and spec.record.hf_habit else []
+    habits = [spec.method_record.hf_habit] if spec.dynamic and spec.method_record.hf_habit else []
     if spec.rotary_dim < spec.head_dim:
         habits.append(
             "Its LLaMA and Mistral rotate whole heads; other models' classes honour partial_rotary_factor."

@@ -219,7 +219,7 @@ _ABSENT = object()
 
 def hf_type(spec: RopeSpec) -> str:
     """The rope type under which transformers computes this encoding; ValueError where it has none."""
-    record = spec.record
+    record = spec.method_record
     unnamed = ["Resonance"] if spec.resonance else []
     if record.hf_type is None:
         kind = "dynamic" if record.dynamic else "static"
@@ -269,7 +269,7 @@ def to_hf(spec: RopeSpec, length: int | None = None) -> dict[str, Any]:
             length=length,
             head_dim=spec.head_dim,
         )
-    record, stated_by = spec.record, rope_types()[rope_type][1]
+    record, stated_by = spec.method_record, rope_types()[rope_type][1]
     stated = dict(spec.options) | {name: getattr(spec, name) for name in stated_by.always_written}
     options = {key: stated[key] for key in stated_by.keys if key in stated}
     if "factor" in stated_by.keys and stated_by.factor is not None:

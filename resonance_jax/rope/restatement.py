@@ -52,7 +52,7 @@ def restate(
 
 def _without_scale(own: RopeSpec, scale: float) -> RopeSpec:
     """The same without the options that belong to its scale; ValueError where one can't be left out."""
-    belong = {name: option.default for name, option in own.record.options.items() if option.of_scale}
+    belong = {name: option.default for name, option in own.method_record.options.items() if option.of_scale}
     stated = [name for name, _ in own.options if name in belong]
     kept = [name for name in stated if not _computed_anyway(own, name, belong[name])]
     if kept:

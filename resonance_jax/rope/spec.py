@@ -85,31 +85,33 @@ class RopeSpec:
         return f"RopeSpec({', '.join(f'{name}={value!r}' for name, value in self.stated().items())})"
 
     @property
-    def record(self) -> Method:
+    def method_record(self) -> Method:
         """What rope.METHODS says about the method."""
         return METHODS[self.method]
 
     @property
     def rotary_dim(self) -> int:
         """R, the rotated dims of a head."""
-        if self.record.rotates_whole_heads:
+        if self.method_record.rotates_whole_heads:
             return self.head_dim
         return int(self.head_dim * self.partial_rotary_factor)
 
     @property
     def dynamic(self) -> bool:
         """Whether another length is another table."""
-        one_table = self.record.one_table
-        return self.record.dynamic and not (one_table and one_table(**self.all_options()))
+        one_table = self.method_record.one_table
+        return self.method_record.dynamic and not (one_table and one_table(**self.all_options()))
 
     @property
     def title(self) -> str:
         """The encoding's name for people, as the paper writes it: "Resonance YaRN"."""
-        return ("Resonance " if self.resonance else "") + self.record.title
+        return ("Resonance " if self.resonance else "") + self.method_record.title
 
     def all_options(self) -> dict[str, Value]:
         """Every option that the method takes, by name, defaults included."""
-        return {name: option.default for name, option in self.record.options.items()} | dict(self.options)
+        return {name: option.default for name, option in self.method_record.options.items()} | dict(
+            self.options
+        )
 
     def stated(self) -> dict[str, Value]:
         """The settings that say something: method, head size, base, and what differs from its default."""
@@ -135,28 +137,32 @@ def _declared(name: str, method: str | None) -> Option | None:
 def _options(spec: RopeSpec, given: Mapping[str, object]) -> tuple[tuple[str, Value], ...]:
     """The options that differ from their defaults, in the order in which the method declares them."""
     for name, value in given.items():
-        if name not in spec.record.options:
+        if name not in spec.method_record.options:
             option = _declared(name, None)
             # A flat record may hold every option there is: another method's default says nothing.
             value = value if option is None else plain(name, value, option.kind, option.default is None)
             if option is None or value != option.default:
                 raise ValueError(_not_taken(spec, name, value))
     read = {
-        name: option.read(name, given[name]) for name, option in spec.record.options.items() if name in given
+        name: option.read(name, given[name])
+        for name, option in spec.method_record.options.items()
+        if name in given
     }
-    return tuple((name, value) for name, value in read.items() if value != spec.record.options[name].default)
+    return tuple(
+        (name, value) for name, value in read.items() if value != spec.method_record.options[name].default
+    )
 
 
 def _not_taken(spec: RopeSpec, name: str, value: object) -> str:
-    takes = ", ".join(sorted(spec.record.settings - {"length"})) or "no options"
-    derived = name == "scale" and spec.record.dynamic
+    takes = ", ".join(sorted(spec.method_record.settings - {"length"})) or "no options"
+    derived = name == "scale" and spec.method_record.dynamic
     hint = " (it derives its scale from the length)" if derived else ""
     return f"method {spec.method!r} does not take {name}={value!r}{hint}; it takes {takes}."
 
 
 def _check(spec: RopeSpec) -> None:
     """Refuse settings that no rule can mean."""
-    record = spec.record
+    record = spec.method_record
     if spec.scale != 1 and not record.takes_scale:
         raise ValueError(_not_taken(spec, "scale", spec.scale))
     if spec.scale < 1:

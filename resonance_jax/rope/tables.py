@@ -30,8 +30,10 @@ def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
         raise ValueError(
             f"method {spec.method!r} depends on the length in use; declare it: frequencies(spec, length=...)."
         )
-    settings = {name: length if name == "length" else getattr(spec, name) for name in spec.record.settings}
-    table, attention_factor = spec.record.rule(spec.rotary_dim, spec.base, **settings)
+    settings = {
+        name: length if name == "length" else getattr(spec, name) for name in spec.method_record.settings
+    }
+    table, attention_factor = spec.method_record.rule(spec.rotary_dim, spec.base, **settings)
     freqs = from_inv_freq(table, attention_factor)
     return resonance(freqs) if spec.resonance else freqs
 
