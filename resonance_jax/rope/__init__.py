@@ -1,26 +1,20 @@
 """RoPE encodings: a rule makes a table of frequencies; everything else takes the table."""
 
-from resonance_jax.rope.explain import explain
+from resonance_jax.rope.explanation import explain
 from resonance_jax.rope.hf import from_hf, to_hf, to_longrope
-from resonance_jax.rope.methods import METHODS
-from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
-from resonance_jax.rope.resonance import (
+from resonance_jax.rope.integer_wavelengths import (
     critical_dimension,
     feature_gap,
     resonance,
     seen_twin,
     wavelengths,
 )
-from resonance_jax.rope.restate import restate
-from resonance_jax.rope.spec import (
-    RopeSpec,
-    fingerprint,
-    frequencies,
-    from_record,
-    named,
-    same,
-    to_record,
-)
+from resonance_jax.rope.methods import METHODS
+from resonance_jax.rope.names import named
+from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
+from resonance_jax.rope.restatement import restate
+from resonance_jax.rope.spec import RopeSpec
+from resonance_jax.rope.tables import fingerprint, frequencies, from_record, same, to_record
 
 __all__ = [
     "METHODS",

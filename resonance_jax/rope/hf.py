@@ -6,6 +6,7 @@ the flag of the Resonance release (`ntk`, `dynamic-yarn`, `resonance_yarn`, `res
 say, though the release does not always do it (explain() tells).
 """
 
+import json
 import math
 import numbers
 import re
@@ -14,41 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from resonance_jax.rope import release
+from resonance_jax.rope.integer_wavelengths import resonance
+from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies, host
-from resonance_jax.rope.resonance import resonance
-from resonance_jax.rope.spec import RopeSpec, same
+from resonance_jax.rope.schema import Method, RopeType
+from resonance_jax.rope.spec import RopeSpec
+from resonance_jax.rope.tables import frequencies, same
 
 Config = Mapping[str, Any]
-
-YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
-_LONGROPE = ("factor", "attention_factor", "short_factor", "long_factor")
-_TYPES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "default": ("default", ()),
-    "linear": ("linear", ("factor",)),
-    "dynamic": ("dynamic_ntk", ("factor",)),
-    "yarn": ("yarn", ("factor", *YARN_OPTIONS, "finetuned")),
-    "llama3": ("llama3", ("factor", "low_freq_factor", "high_freq_factor")),
-    "longrope": ("longrope", _LONGROPE),
-    "su": ("longrope", _LONGROPE),
-    "proportional": ("proportional", ("factor",)),
-    "ntk": ("ntk", ("factor",)),
-    "dynamic-yarn": ("dynamic_yarn", ("factor", *YARN_OPTIONS, "finetuned")),
-    "dynamic_yarn": ("dynamic_yarn", ("factor", *YARN_OPTIONS, "finetuned")),
-    "resonance_yarn": ("yarn", ("factor", *YARN_OPTIONS, "finetuned")),
-}
-"""Rope type -> our method and the type's own keys; transformers' types first, then the release's."""
-
-HF_TYPES = {
-    "default": "default",
-    "linear": "linear",
-    "dynamic_ntk": "dynamic",
-    "ntk_by_parts": "yarn",
-    "yarn": "yarn",
-    "llama3": "llama3",
-    "longrope": "longrope",
-    "proportional": "proportional",
-}
-"""Our method -> the rope type that transformers computes it under; no entry where it has none."""
+"""A parsed config.json, or one dictionary of it."""
 
 _OF_EVERY_TYPE = (
     "rope_type",
@@ -134,20 +110,32 @@ def rope_type_of(parameters: Config) -> str:
     return rope_type if isinstance(rope_type, str) else repr(rope_type)
 
 
+def rope_types() -> dict[str, tuple[str, RopeType, bool]]:
+    """Every rope type that is read: our method, how it states it, and whether it means Resonance.
+
+    transformers' types first, then the release's.
+    """
+    own = {
+        name: (method, stated_by, False)
+        for method, record in METHODS.items()
+        for name, stated_by in record.read_from.items()
+    }
+    return own | {name: entry for name, entry in release.ROPE_TYPES.items() if name not in own}
+
+
 def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpec:
-    rope_type = rope_type_of(parameters)
-    if rope_type not in _TYPES:
-        raise ValueError(f"unknown rope type {rope_type!r}; known are {', '.join(_TYPES)}.")
-    method, own = _TYPES[rope_type]
-    for key in parameters:
-        if key not in own + _OF_EVERY_TYPE:
-            known = ", ".join(own + _OF_EVERY_TYPE)
-            raise ValueError(f"rope type {rope_type!r} does not know the key {key!r}; it knows {known}.")
-    if method == "dynamic_yarn" and parameters.get("finetuned"):
-        raise ValueError(
-            f"{rope_type} with finetuned=true starts at s = max / original, which no spec says: "
-            "state it as yarn with a factor, or drop finetuned."
-        )
+    rope_type, known = rope_type_of(parameters), rope_types()
+    if rope_type not in known:
+        raise ValueError(f"unknown rope type {rope_type!r}; known are {', '.join(known)}.")
+    method, stated_by, resonance = known[rope_type]
+    for key, value in parameters.items():
+        keys = stated_by.keys + _OF_EVERY_TYPE
+        if key not in keys:
+            raise ValueError(
+                f"rope type {rope_type!r} does not know the key {key!r}; it knows {', '.join(keys)}."
+            )
+        if value and key in stated_by.refused:
+            raise ValueError(f"{rope_type} with {key}=true {stated_by.refused[key]}.")
     flag = config.get("resonance_rope") or False
     if not isinstance(flag, bool):
         raise ValueError(f"resonance_rope must be true or false, got {flag!r}.")
@@ -157,9 +145,9 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
         head_dim=_head_dim(config),
         base=both.get("rope_theta", 10_000.0),
         partial_rotary_factor=both.get("partial_rotary_factor", 1.0),
-        resonance=flag or rope_type == "resonance_yarn",
-        **_lengths(config, parameters, rope_type, layer_type),
-        **_options(parameters, own),
+        resonance=flag or resonance,
+        **_lengths(config, parameters, layer_type),
+        **_options(parameters, stated_by, METHODS[method]),
     )
 
 
@@ -175,8 +163,10 @@ def _head_dim(config: Config) -> int:
     return width // heads
 
 
-def _lengths(config: Config, parameters: Config, rope_type: str, layer_type: str | None) -> dict[str, Any]:
-    """Training length and scale, under RopeSpec's names."""
+def _lengths(config: Config, parameters: Config, layer_type: str | None) -> dict[str, Any]:
+    """Training length, and what `factor` states, under RopeSpec's names."""
+    rope_type = rope_type_of(parameters)
+    method, stated_by, _ = rope_types()[rope_type]
 
     def need(value: Any, key: str) -> Any:
         if value is None:
@@ -189,80 +179,104 @@ def _lengths(config: Config, parameters: Config, rope_type: str, layer_type: str
             raise ValueError(f"{key} must be a number, got {value!r}.")
         return value
 
-    method, _ = _TYPES[rope_type]
     longest, factor = number(config, "max_position_embeddings"), number(parameters, "factor")
     original = number(parameters, "original_max_position_embeddings")
     if layer_type is None:  # transformers lets the top level win
         original = number(config, "original_max_position_embeddings") or original
-    if method == "dynamic_ntk":
+    needed = METHODS[method].takes_train_length
+    train_length = None
+    if needed and stated_by.longest_is_trained:
         train_length = need(longest, "max_position_embeddings")
-        return {"train_length": train_length, "dynamic_factor": need(factor, "factor")}
-    if method in ("yarn", "dynamic_yarn", "llama3", "longrope"):
+    elif needed:
         train_length = need(original or longest, "original_max_position_embeddings")
-        if method == "dynamic_yarn":
-            return {"train_length": train_length}
-        if method != "llama3" and factor is None:
-            factor = need(longest, "factor or max_position_embeddings") / train_length
-        if method == "longrope":
-            factor = max(1.0, factor)  # it sets the attention factor alone, which never shrinks
-        return {"train_length": train_length, "scale": need(factor, "factor")}
-    factor = need(factor, "factor") if method in ("linear", "ntk") else factor or 1.0
-    return {"train_length": original or (longest if factor == 1 else None), "scale": factor}
+    if stated_by.factor is None:
+        return {"train_length": train_length or original}
+    if stated_by.without_factor == "lengths" and factor is None:
+        factor = need(longest, "factor or max_position_embeddings") / train_length
+    factor = factor or 1.0 if stated_by.without_factor == "one" else need(factor, "factor")
+    if stated_by.least_one:
+        factor = max(1.0, factor)
+    if not needed:  # the longest may be before or after scaling
+        train_length = original or (longest if factor == 1 else None)
+    return {"train_length": train_length, stated_by.factor: factor}
 
 
-def _options(parameters: Config, own: tuple[str, ...]) -> dict[str, Any]:
-    """The remaining options, by transformers' reading: zero is no value for YaRN's betas and mscales, one
-    mscale without the other has no effect, and a null truncate is false."""
+def _options(parameters: Config, stated_by: RopeType, record: Method) -> dict[str, Any]:
+    """The options that a RoPE dictionary states, by transformers' reading; a null switch is off."""
     options = {
-        key: parameters[key]
-        for key in own
-        if key not in ("factor", "finetuned", "truncate") and parameters.get(key) is not None
+        key: bool(value) if record.options[key].kind == "switch" else value
+        for key in stated_by.keys
+        if key in record.options and (value := parameters.get(key, _ABSENT)) is not _ABSENT
     }
-    if "truncate" in own and "truncate" in parameters:
-        options["truncate"] = bool(parameters["truncate"])
-    if not (options.get("mscale") and options.get("mscale_all_dim")):
-        options |= {"mscale": 0, "mscale_all_dim": 0}
-    zero = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    return {key: value for key, value in options.items() if value or key not in zero}
+    unset = [key for key in stated_by.zero_is_unset if not options.get(key)]
+    if not all(options.get(key) for key in stated_by.only_together):
+        unset += stated_by.only_together
+    return {key: value for key, value in options.items() if value is not None and key not in unset}
+
+
+_ABSENT = object()
 
 
 def hf_type(spec: RopeSpec) -> str:
     """The rope type under which transformers computes this encoding; ValueError where it has none."""
-    unnamed = {
-        "Resonance": spec.resonance,
-        "static NTK": spec.method == "ntk",
-        "dynamic YaRN": spec.method == "dynamic_yarn",
-        'ramp="rotations"': spec.ramp != "dimension",
-        f"extrapolation_factor={spec.extrapolation_factor}": spec.extrapolation_factor != 1,
-    }
-    for what, wanted in unnamed.items():
-        if wanted:
-            raise ValueError(
-                f"transformers has no name for {what}; export the table instead: rope.to_longrope("
-                "rope.frequencies(spec, length), base=..., train_length=..., length=...)."
-            )
-    return HF_TYPES[spec.method]
+    record = spec.method_record
+    unnamed = ["Resonance"] if spec.resonance else []
+    if record.hf_type is None:
+        kind = "dynamic" if record.dynamic else "static"
+        unnamed.append(f"{kind} {record.title.removeprefix('Dynamic ')}")
+    else:
+        stated_by = rope_types()[record.hf_type][1]
+        stated = (*stated_by.keys, stated_by.factor)
+        unnamed += [f"{name}={json.dumps(value)}" for name, value in spec.options if name not in stated]
+    if unnamed:
+        raise ValueError(
+            f"transformers has no name for {unnamed[0]}; export the table instead: rope.to_longrope("
+            "rope.frequencies(spec, length), base=..., train_length=..., length=...)."
+        )
+    return record.hf_type or ""
 
 
-def to_hf(spec: RopeSpec) -> dict[str, Any]:
+def to_hf(spec: RopeSpec, length: int | None = None) -> dict[str, Any]:
     """The keys of config.json that state an encoding, for old transformers and new alike.
 
     Merge them into the model's config: `rope_parameters` (version 5), its twins `rope_scaling` and
-    `rope_theta` (version 4), head_dim and the lengths. Raises ValueError, naming to_longrope, where
-    transformers has no name for the encoding: Resonance, static NTK, dynamic YaRN, the rotations ramp, an
-    extrapolation factor.
+    `rope_theta` (version 4), head_dim and the lengths.
+
+    Args:
+        spec: the encoding.
+        length: the longest sequence, in positions. With it, an encoding that transformers has no name for
+            (Resonance, static NTK, dynamic YaRN, the rotations ramp, an extrapolation factor) has its table
+            written as `longrope`, by to_longrope; an encoding that has a name is stated by it all the same.
+
+    Raises:
+        ValueError: where transformers has no name for the encoding, and there is no length to write a table
+            for, or no train_length.
     """
-    rope_type = hf_type(spec)
-    stated = spec.stated()
-    options = {key: stated[key] for key in _TYPES[rope_type][1] if key in stated}
-    if rope_type != "default":
-        options["factor"] = float(spec.dynamic_factor if spec.method == "dynamic_ntk" else spec.scale)
-    if rope_type in ("yarn", "llama3", "longrope"):
+    try:
+        rope_type = hf_type(spec)
+    except ValueError:
+        if length is None:
+            raise
+        if spec.train_length is None:
+            raise ValueError(
+                f"{spec.title} is written as `longrope`, which states the training length: give the spec a "
+                "train_length."
+            ) from None
+        return to_longrope(
+            frequencies(spec, length),
+            base=spec.base,
+            train_length=spec.train_length,
+            length=length,
+            head_dim=spec.head_dim,
+        )
+    record, stated_by = spec.method_record, rope_types()[rope_type][1]
+    stated = dict(spec.options) | {name: getattr(spec, name) for name in stated_by.always_written}
+    options = {key: stated[key] for key in stated_by.keys if key in stated}
+    if "factor" in stated_by.keys and stated_by.factor is not None:
+        options["factor"] = float(getattr(spec, stated_by.factor))
+    if record.takes_train_length and not stated_by.longest_is_trained:
         options["original_max_position_embeddings"] = spec.train_length
-    if spec.method == "ntk_by_parts":
-        options["attention_factor"] = 1.0
-    if spec.method == "llama3":
-        options |= {"low_freq_factor": spec.low_freq_factor, "high_freq_factor": spec.high_freq_factor}
+    options |= record.hf_adds
     keys = _both_layouts(rope_type, spec.base, options, spec.partial_rotary_factor)
     if spec.train_length is not None:
         keys["max_position_embeddings"] = int(spec.scale * spec.train_length)

@@ -386,18 +386,3 @@ def test_transformers_reads_what_we_write(rotary_module, llama_shape, oracle, tm
         written = json.loads((tmp_path / "config.json").read_text())
         assert rope.same(rope.frequencies(rope.from_hf(written), length), rope.frequencies(spec, length))
         agree(rotary_module, spec, written, length)
-
-
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        ({"resonance": True}, "Resonance"),
-        ({"method": "ntk", "scale": 8}, "static NTK"),
-        ({"method": "dynamic_yarn", "train_length": 64}, "dynamic YaRN"),
-        ({"method": "yarn", "train_length": 64, "ramp": "rotations"}, 'ramp="rotations"'),
-        ({"method": "yarn", "train_length": 64, "extrapolation_factor": 0.5}, "extrapolation_factor=0.5"),
-    ],
-)
-def test_what_transformers_has_no_name_for(options, what):
-    with pytest.raises(ValueError, match=f"no name for {what}; export the table instead: rope.to_longrope"):
-        rope.to_hf(rope.RopeSpec(**options))

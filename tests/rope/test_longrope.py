@@ -58,3 +58,37 @@ def test_bad_lengths_and_bases():
             ValueError, match=r"expected 0 < train_length <= length, base > 1 and head_dim >= 128"
         ):
             rope.to_longrope(freqs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"resonance": True}, "Resonance"),
+        ({"method": "ntk", "scale": 8}, "static NTK"),
+        ({"method": "dynamic_yarn", "train_length": 64}, "dynamic YaRN"),
+        ({"method": "yarn", "train_length": 64, "ramp": "rotations"}, 'ramp="rotations"'),
+        ({"method": "yarn", "train_length": 64, "extrapolation_factor": 0.5}, "extrapolation_factor=0.5"),
+    ],
+)
+def test_what_transformers_has_no_name_for(options, what):
+    with pytest.raises(ValueError, match=f"no name for {what}; export the table instead: rope.to_longrope"):
+        rope.to_hf(rope.RopeSpec(**options))
+
+
+def test_what_has_no_name_is_written_as_its_table(oracle):
+    """With a length, to_hf writes a longrope that from_hf reads as the same table; a name stays a name."""
+    for options in oracle.one_of_each(64, 1e4, train_length=512):
+        for resonance in (False, True):
+            spec = rope.RopeSpec(resonance=resonance, **options)
+            config = json.loads(json.dumps(rope.to_hf(spec, length=4096)))
+            if not resonance and spec.method not in ("ntk", "dynamic_yarn"):
+                assert rope.to_hf(spec, length=4096) == rope.to_hf(spec)
+                continue
+            assert config["rope_parameters"]["rope_type"] == "longrope"
+            assert config["max_position_embeddings"] == 4096
+            table = rope.frequencies(rope.from_hf(config), 4096)
+            assert rope.same(table, rope.frequencies(spec, 4096))
+    with pytest.raises(
+        ValueError, match="Resonance RoPE is written as `longrope`, which states the training"
+    ):
+        rope.to_hf(rope.RopeSpec(resonance=True), length=4096)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 
 import jax
 import numpy as np
@@ -129,7 +130,8 @@ def test_specs_are_values():
     )
     assert spec == eval(repr(spec), {"RopeSpec": rope.RopeSpec}) == copy.deepcopy(spec)
     assert len({spec, copy.deepcopy(spec), YARN}) == 2
-    json.dumps(dataclasses.asdict(spec))
+    assert rope.RopeSpec(**json.loads(json.dumps(spec.to_dict()))) == spec
+    assert pickle.loads(pickle.dumps(spec)) == copy.copy(spec) == spec
     assert type(spec.train_length) is int and type(spec.head_dim) is int and spec.resonance is True
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.scale = 3
@@ -175,15 +177,62 @@ def test_which_methods_depend_on_the_length(oracle):
         ("yarn", "yarn", False),
         ("resonance-dynamic-ntk", "dynamic_ntk", True),
         ("dynamic_yarn", "dynamic_yarn", False),
+        ("ResonanceYaRN", "yarn", True),
+        ("Resonance YaRN", "yarn", True),
+        ("RESONANCE_YARN", "yarn", True),
+        ("resonanceyarn", "yarn", True),
+        ("Resonance Dynamic NTK", "dynamic_ntk", True),
+        ("DynamicYaRN", "dynamic_yarn", False),
+        ("resonance llama 3", "llama3", True),
+        ("Resonance-NTK-by-parts", "ntk_by_parts", True),
+        ("NONE", "default", False),
     ],
 )
 def test_encodings_by_name(name, method, resonance):
     settings = {"head_dim": 16, "scale": 4.0, "train_length": 32, "beta_fast": 16.0, "attention_factor": None}
     spec = rope.named(name, **settings)
     assert (spec.method, spec.resonance, spec.head_dim, spec.train_length) == (method, resonance, 16, 32)
-    assert spec.scale == (4.0 if method == "yarn" else 1.0)
+    assert spec.scale == (4.0 if rope.METHODS[method].takes_scale else 1.0)
 
 
 def test_a_name_that_no_encoding_has():
     with pytest.raises(ValueError, match="unknown encoding 'yarm'"):
         rope.named("yarm")
+    for name in ("", "-", "resonance-yarm", "resonanceresonance", "yarn-resonance"):
+        with pytest.raises(ValueError, match="unknown encoding"):
+            rope.named(name)
+
+
+def test_titles_are_names(oracle):
+    """What a table or a plot calls an encoding is a name for it."""
+    for options in oracle.one_of_each(16, 1e4):
+        for resonance in (False, True):
+            spec = rope.RopeSpec(resonance=resonance, **options)
+            assert rope.named(spec.title, **options) == spec
+
+
+def test_a_setting_that_no_method_takes():
+    with pytest.raises(ValueError, match="no method takes beta_fst; known are attention_factor, base"):
+        rope.named("yarn", beta_fst=16.0, scale=2.0, train_length=32)
+
+
+def test_records_of_any_age_are_read():
+    """A flat record that holds the options of every method at their defaults says the same."""
+    everything = {name: o.default for m in rope.METHODS.values() for name, o in m.options.items()}
+    flat = {**everything, **YARN.to_dict()}
+    assert set(YARN.to_dict()) < set(flat) and rope.RopeSpec(**flat) == YARN
+    with pytest.raises(
+        ValueError, match=r"'yarn' does not take dynamic_factor=2\.0; it takes attention_factor"
+    ):
+        rope.RopeSpec(**{**flat, "dynamic_factor": 2})
+
+
+def test_options_are_attributes_whether_given_or_not():
+    spec = dataclasses.replace(YARN, beta_fast=16.0)
+    assert (spec.beta_fast, spec.beta_slow, spec.attention_factor) == (16.0, 1.0, None)
+    assert spec.options == (("beta_fast", 16.0),)
+    assert dataclasses.replace(spec, beta_fast=32.0) == YARN
+    assert dataclasses.replace(spec, options=()) == YARN
+    assert dataclasses.replace(YARN, method="dynamic_yarn", scale=1.0).options == ()
+    with pytest.raises(AttributeError, match="'RopeSpec' object has no attribute 'beta_fst'"):
+        _ = spec.beta_fst

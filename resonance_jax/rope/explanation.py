@@ -6,56 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from resonance_jax.rope.hf import HF_TYPES, YARN_OPTIONS, Config, from_hf, hf_type, layer_dicts, rope_type_of
+from resonance_jax.rope import release
+from resonance_jax.rope.hf import Config, from_hf, hf_type, layer_dicts, rope_type_of, rope_types
+from resonance_jax.rope.integer_wavelengths import critical_dimension, wavelengths
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies
-from resonance_jax.rope.resonance import critical_dimension, wavelengths
-from resonance_jax.rope.spec import RopeSpec, frequencies
-
-_SAME = "Computes the same"
-_LATE = "where the type is set on a finished config; a config.json that states it is refused"
-_UNKNOWN = "Does not know this type: ValueError."
-_SWALLOWED = "Drops the flag without a word (an AttributeError is swallowed)"
-_NOT_SHRINKING = "its table never shrinks again after a long call"
-_POSGEN_YARN = (
-    "PosGen takes the longest length + 1 for L, so that fewer pairs are scaled, and swaps the scaled "
-)
-_POSGEN_YARN += "table in at evaluation alone."
-_RELEASED: dict[str, tuple[str, str]] = {
-    "default": (
-        f"{_SAME}.",
-        f"{_SAME} in float32; loaded in bfloat16 its angles are bfloat16 too, and cos is off by up to 0.044. "
-        "Its fine-tuning script refuses a model without rope_scaling.",
-    ),
-    "linear": (
-        f"{_SAME}.",
-        "Drops the flag without a word, having no class for it: plain linear. PosGen's class crashes "
-        "(AttributeError).",
-    ),
-    "ntk": (f"{_SAME} {_LATE}.", f"{_SWALLOWED}: plain NTK, {_LATE}. PosGen's class computes the same."),
-    "dynamic_ntk": (
-        f"The same formula, but {_NOT_SHRINKING}, and its fine-tuning sets max_position_embeddings to s L: "
-        "nothing is scaled up to there.",
-        f"{_SWALLOWED}: plain dynamic NTK, and {_NOT_SHRINKING}.",
-    ),
-    "ntk_by_parts": ("No config selects it; its class of this name is an older rule with two ramps.",) * 2,
-    "yarn": (
-        f"{_SAME} in LLaMA. {_POSGEN_YARN}",
-        f"{_SAME} in LLaMA (`resonance_yarn`, or `yarn` with resonance_rope), as for no other scaled method. "
-        "Its stand-alone class makes tables of half the width, which the rotation refuses. "
-        f"{_POSGEN_YARN}",
-    ),
-    "dynamic_yarn": (
-        "Takes s = n / max_position_embeddings instead of n / L, which drops past a fine-tuned length, and "
-        "ignores rope_theta. Its config knows only `dynamic-yarn` and its attention only `dynamic_yarn`: it "
-        "works where the type is set on a finished config.",
-        "Crashes: its constructor calls its parent's without arguments (TypeError).",
-    ),
-    "llama3": (_UNKNOWN, _UNKNOWN),
-    "longrope": (_UNKNOWN, _UNKNOWN),
-    "proportional": (_UNKNOWN, _UNKNOWN),
-}
-"""What the paper's released code does, by method: without Resonance, and with it."""
+from resonance_jax.rope.spec import RopeSpec
+from resonance_jax.rope.tables import frequencies
 
 
 def explain(
@@ -69,25 +26,24 @@ def explain(
     all of them, one after the other). Raises ValueError as from_hf() and frequencies() do.
     """
     if isinstance(spec_or_config, RopeSpec):
-        return _explain(spec_or_config, length, _transformers_given_spec(spec_or_config), [])
+        return _explain(spec_or_config, length, _transformers_given_spec(spec_or_config), {})
     layers = layer_dicts(spec_or_config)
     blocks = []
     for kind in layers if layer_type is None else [layer_type]:
         spec = from_hf(spec_or_config, kind)
         config = {**spec_or_config, **layers[kind][0]}
-        block = _explain(spec, length, _transformers_given_config(spec, config), _refusals(spec, config))
+        block = _explain(spec, length, _transformers_given_config(spec, config), config)
         blocks.append(block if kind is None else f"{kind}: {block}")
     return "\n\n".join(blocks)
 
 
-def _explain(spec: RopeSpec, length: int | None, transformers: list[str], refusals: list[str]) -> str:
+def _explain(spec: RopeSpec, length: int | None, transformers: list[str], config: Config) -> str:
     if spec.dynamic and length is None:
         length = spec.train_length
     freqs = frequencies(spec, length)
-    rule = METHODS[spec.method].__doc__.splitlines()[0]
     rounded = " Then every wavelength is rounded to whole positions." if spec.resonance else ""
     rows = {
-        "method": rule + rounded,
+        "method": spec.method_record.summary + rounded,
         "stated": ", ".join(f"{name}={_short(value)}" for name, value in spec.stated().items()) + ".",
         "lengths": _lengths(spec, length),
         "rotary size": _rotary(spec, freqs),
@@ -95,7 +51,7 @@ def _explain(spec: RopeSpec, length: int | None, transformers: list[str], refusa
         "wavelengths": _wavelengths(freqs),
         "attention": _attention(freqs),
         "transformers": " ".join(transformers + _phases(spec, freqs, length)),
-        "paper's code": " ".join([_RELEASED[spec.method][spec.resonance], *refusals, *_starts(spec)]),
+        "paper's code": " ".join(release.notes(spec, config)),
     }
     return "\n".join([spec.title, *(_row(name, text) for name, text in rows.items())])
 
@@ -175,7 +131,7 @@ def _transformers_given_spec(spec: RopeSpec) -> list[str]:
 
 def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
     rope_type = rope_type_of(config)
-    if rope_type not in HF_TYPES.values():
+    if rope_type not in {record.hf_type for record in METHODS.values()}:
         return [f"Does not know the type {rope_type!r}: KeyError."]
     notes = ["The same."]
     if config.get("resonance_rope"):
@@ -189,46 +145,19 @@ def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
         else:
             notes = [f"Ignores resonance_rope: {plain.title} as stated, nothing rounded."]
     original, longest = (config.get(f"{which}max_position_embeddings") for which in ("original_", ""))
-    if original and longest and original != longest:
-        if spec.method == "dynamic_ntk":
-            notes.append(f"L is max_position_embeddings, {longest:,}: nothing is scaled up to there.")
-        if spec.method == "yarn":
-            notes.append(f"Version 4.46 took max_position_embeddings, {longest:,}, for L.")
-    if bool(config.get("mscale")) != bool(config.get("mscale_all_dim")):
-        notes.append("mscale and mscale_all_dim have no effect without each other.")
+    if original and longest and original != longest and spec.method_record.hf_lengths:
+        notes.append(spec.method_record.hf_lengths.format(longest=longest))
+    together = rope_types()[rope_type][1].only_together
+    if len({bool(config.get(key)) for key in together}) > 1:
+        notes.append(f"{' and '.join(together)} have no effect without each other.")
     return [*notes, *_habits(spec)]
 
 
 def _habits(spec: RopeSpec) -> list[str]:
     """What transformers does beside computing the table."""
-    habits = {
-        "Its table grows with the longest call and is plain again for one under L, while cached keys keep "
-        "their old phases.": spec.method == "dynamic_ntk",
-        "It switches lists within a sequence that passes L, while cached keys keep their old phases.": (
-            spec.method == "longrope" and spec.dynamic
-        ),
-        "Its LLaMA and Mistral rotate whole heads; other models' classes honour partial_rotary_factor.": (
-            spec.rotary_dim < spec.head_dim
-        ),
-    }
-    return [sentence for sentence, applies in habits.items() if applies]
-
-
-def _knows(spec: RopeSpec) -> bool:
-    return _UNKNOWN not in _RELEASED[spec.method]
-
-
-def _starts(spec: RopeSpec) -> list[str]:
-    return ["(As published it starts only with its scaled_rope folder on the path.)"] if _knows(spec) else []
-
-
-def _refusals(spec: RopeSpec, config: Config) -> list[str]:
-    """What of a config the paper's code refuses or passes over."""
-    notes = []
-    factor = config.get("factor")
-    if factor is not None and _knows(spec) and not (isinstance(factor, float) and factor > 1):
-        notes.append(f"It refuses factor={factor}: it wants a float above 1, such as 8.0.")
-    passed_over = [key for key in YARN_OPTIONS if config.get(key) is not None and "yarn" in spec.method]
-    if passed_over:
-        notes.append(f"It reads factor and the original length alone, not {', '.join(passed_over)}.")
-    return notes
+    habits = [spec.method_record.hf_habit] if spec.dynamic and spec.method_record.hf_habit else []
+    if spec.rotary_dim < spec.head_dim:
+        habits.append(
+            "Its LLaMA and Mistral rotate whole heads; other models' classes honour partial_rotary_factor."
+        )
+    return habits
