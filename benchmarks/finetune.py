@@ -35,7 +35,8 @@ from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.model.sequence import attention
 from resonance_jax.parallel.mesh import make_mesh, sharding
 from resonance_jax.train import flops
-from resonance_jax.train.fit import Program, micro_rows, place_batch
+from resonance_jax.train.batches import micro_rows, place_batch
+from resonance_jax.train.run_program import RunProgram
 
 FIFTY = model.PRESETS["llama-50m"]
 OPTIMIZER = train.OptimizerConfig(lr=3e-4, warmup=0.1)
@@ -62,7 +63,7 @@ class Ours:
         config, devices = FIFTY.replace(remat=remat), jax.device_count()
         self.mesh = make_mesh(data=devices) if rows % devices == 0 else make_mesh(sequence=devices)
         self.micro = micro_rows(rows, length, self.mesh.shape["data"])
-        self.program = Program(config, train.TrainConfig(steps, OPTIMIZER, micro=self.micro), self.mesh)
+        self.program = RunProgram(config, train.TrainConfig(steps, OPTIMIZER, micro=self.micro), self.mesh)
         lm = model.Decoder(config, jax.random.key(0), mesh=self.mesh)
         self.state = self.program.first_state(self.program.place(lm.params, 0, donate=True)[0], 0)
         self.freqs = {name: rope.frequencies(spec) for name, spec in SPECS.items()}

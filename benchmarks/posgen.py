@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from resonance_jax import model, rope, train
 from resonance_jax.data import posgen
-from resonance_jax.train import many
+from resonance_jax.train.many_program import ManyRunsProgram
 
 BATCH, LENGTH, ORDER, CHECKED = 128, 64, 4, 25
 OPTIMIZER = train.OptimizerConfig(lr=2e-4, beta2=0.999, schedule="onecycle", warmup=0.1)
@@ -171,7 +171,7 @@ def ours(config: model.DecoderConfig, data: dict, runs: int, steps: int):
     training = train.TrainConfig(1_000_000, OPTIMIZER, micro=16, steps_per_call=steps)
     freqs = train.stack_frequencies([rope.frequencies(rope.RopeSpec(head_dim=config.head_dim))] * runs)
     rows = train.Rows(len(data["tokens"]), BATCH, range(runs))
-    program = many.Program(config, range(runs), freqs, rows.__getitem__, training, data)
+    program = ManyRunsProgram(config, range(runs), freqs, rows.__getitem__, training, data)
     state = [program.first()]
 
     def run():

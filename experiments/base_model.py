@@ -59,7 +59,7 @@ def _fresh(config: Config, folder: Path, mesh, tokens, say):
     import jax
 
     from resonance_jax import data, model, report, rope, train
-    from resonance_jax.train.fit import micro_rows
+    from resonance_jax.train.batches import micro_rows
 
     shape = shape_named(config.shape)
     _check_vocabulary(tokens, shape, config.shape)

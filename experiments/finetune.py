@@ -220,7 +220,7 @@ def with_settings(config: Config, lm):
 
 def training(config: Config, steps: int, rows: int, mesh):
     from resonance_jax import train
-    from resonance_jax.train.fit import micro_rows
+    from resonance_jax.train.batches import micro_rows
 
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     return train.TrainConfig(

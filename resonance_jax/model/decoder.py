@@ -20,7 +20,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout
 from resonance_jax.model.lora import Adapted
 from resonance_jax.model.sequence import attention
-from resonance_jax.parallel.mesh import automatic_axes, constrain, sharding
+from resonance_jax.parallel.mesh import automatic_axes, constrain
 
 Params = dict[str, Any]
 ACTIVATIONS = ("batch", "time", None)
@@ -261,12 +261,8 @@ _forward = jax.jit(forward, static_argnums=0)
 def _creator(config: DecoderConfig, mesh):
     """The compiled function key -> fresh parameters, where they lie on the mesh."""
     dtype = jnp.promote_types(jnp.float32, parameters.real_dtype(config.dtype))
-    where = None if mesh is None else _shardings(config, mesh)
+    where = None if mesh is None else parameters.shardings(config, mesh)
     return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
-
-
-def _shardings(config: DecoderConfig, mesh) -> Params:
-    return parameters.map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 
 
 class Decoder(nnx.Module):
@@ -310,7 +306,7 @@ class Decoder(nnx.Module):
 
     def shardings(self):
         """Where each parameter lies on the mesh, as the params pytree."""
-        return _shardings(self.config, self.mesh)
+        return parameters.shardings(self.config, self.mesh)
 
     def count_parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(self.params))

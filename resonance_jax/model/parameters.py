@@ -10,8 +10,10 @@ from zlib import crc32
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.parallel.mesh import sharding
 
 
 def real_dtype(name: str) -> jnp.dtype:
@@ -84,6 +86,11 @@ def map_declared(fn: Callable[[str, Parameter], object], config: DecoderConfig) 
         return {name: visit(child, f"{path}/{name}" if path else name) for name, child in node.items()}
 
     return visit(declare(config), "")
+
+
+def shardings(config: DecoderConfig, mesh: Mesh) -> dict:
+    """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
+    return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 
 
 def create(config: DecoderConfig, key: jax.Array, dtype=jnp.float32) -> dict:

@@ -19,8 +19,9 @@ from resonance_jax.model.loss import TILE
 from resonance_jax.model.parameters import map_declared
 from resonance_jax.parallel.mesh import AXES, sharding
 from resonance_jax.train import flops, memory
-from resonance_jax.train.fit import Program, micro_rows
-from resonance_jax.train.many import TrainConfig
+from resonance_jax.train.batches import micro_rows
+from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.run_program import RunProgram
 
 GIB = 2**30
 CHIPS = {
@@ -101,13 +102,13 @@ def plan(
 ) -> Plan:
     """The plan of a step of batch_size rows of `length` on a mesh of these sizes (parallel.mesh.AXES).
 
-    micro: rows at a time over the whole mesh (0: fit.micro_rows). chip: (device_kind, bytes), see `chip`.
+    micro: rows at a time over the whole mesh (0: batches.micro_rows). chip: (device_kind, bytes), see `chip`.
     """
     abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
     devices = math.prod(mesh.values())
     shards = mesh["data"] * mesh["fsdp"]
     micro = micro or micro_rows(batch_size, length, shards)
-    like = Program(config, TrainConfig(1), abstract, lora).like
+    like = RunProgram(config, TrainConfig(1), abstract, lora).like
     parameters, moments = bytes_of(like.params), bytes_of(like.opt_state)
     frozen = 0
     if lora is not None:

@@ -10,7 +10,7 @@ from resonance_jax import interop, model, rope, train
 from resonance_jax.interop.hf_weights import NAMES
 from resonance_jax.model import lora
 from resonance_jax.parallel.mesh import make_mesh
-from resonance_jax.train.fit import Program
+from resonance_jax.train.run_program import RunProgram
 from tests.train.small import CONFIG, ENCODINGS, batches
 
 LORA = lora.LoraConfig(rank=4, alpha=16.0, dropout=0.0)
@@ -119,7 +119,7 @@ def test_the_updates_are_pefts(tmp_path):
 
     ours = interop.load_hf(tmp_path / "model")
     optimizer = train.OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup=0.4)
-    program = Program(ours.config, train.TrainConfig(5, optimizer), lora=LORA)
+    program = RunProgram(ours.config, train.TrainConfig(5, optimizer), lora=LORA)
     trained, frozen = program.place(ours.params, 0)
 
     def name(path, layer, letter):

@@ -7,8 +7,8 @@ import pytest
 from resonance_jax import model, rope, train
 from resonance_jax.parallel.mesh import fill, make_mesh
 from resonance_jax.train import memory
-from resonance_jax.train.fit import Program
 from resonance_jax.train.plan import chip, plan
+from resonance_jax.train.run_program import RunProgram
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 SHAPE = dict(vocab_size=2048, d_model=256, n_heads=4, head_dim=64, tie_embeddings=False)
@@ -35,7 +35,7 @@ def test_within_fifteen_percent_of_what_xla_says(remat, name):
     changes, rows, length, micro, sizes = SHAPES[name]
     config = model.PRESETS["tiny"].replace(**SHAPE, **changes, remat=remat)
     made = plan(config, sizes, rows, length, micro or rows)
-    program = Program(config, train.TrainConfig(1, micro=micro))
+    program = RunProgram(config, train.TrainConfig(1, micro=micro))
     batch = {"tokens": jax.ShapeDtypeStruct((rows, length), np.int32)}
     compiled = program.step.lower(program.like, {}, batch, rope.frequencies(rope.RopeSpec(head_dim=64)))
     real = sum(memory.needed(compiled.compile()))

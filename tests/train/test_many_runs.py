@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import rope, train
-from resonance_jax.train import many
+from resonance_jax.train import many_program
 from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,8 +46,8 @@ def test_each_run_equals_itself_alone(together, tmp_path):
 @pytest.mark.parametrize("mapped", ["vmap", "map"])
 def test_one_compilation_serves_all_runs_however_they_are_mapped(together, tmp_path, mapped, monkeypatch):
     traces = []
-    step = many.train_step
-    monkeypatch.setattr(many, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
+    step = many_program.train_step
+    monkeypatch.setattr(many_program, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
     monkeypatch.setattr(jax, "local_devices", lambda backend=None: jax.devices()[:1])
     runs = train.fit_many(CONFIG, SEEDS, ENCODINGS, batches, config(mapped=mapped), tmp_path)
     np.testing.assert_allclose(losses(runs), losses(together[0]), rtol=1e-5)

@@ -12,8 +12,9 @@ import pytest
 from resonance_jax import model, rope, train
 from resonance_jax.model.kernel_choice import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
-from resonance_jax.train.fit import Program, micro_rows, place_batch, reader
+from resonance_jax.train.batches import micro_rows, place_batch, reader
 from resonance_jax.train.flops import mfu, per_token
+from resonance_jax.train.run_program import RunProgram
 from tests.train.small import batches
 
 CONFIG = model.PRESETS["tiny"].replace(
@@ -86,7 +87,7 @@ def test_in_float64_to_ten_digits(x64, tmp_path):
 def test_parameters_and_moments_are_cut_alike():
     """Bytes a device: a jitted tx.init alone would leave whole moments on every device."""
     mesh = make_mesh(fsdp=4, tensor=2)
-    program = Program(CONFIG, training(), mesh)
+    program = RunProgram(CONFIG, training(), mesh)
     lm = decoder(mesh)
     state = program.first_state(program.place(lm.params, 0)[0], 0)
     batch = place_batch(lambda start, stop: reader(data)(0, start, stop), ROWS, LENGTH, mesh)
@@ -106,7 +107,7 @@ def test_bfloat16_computes_and_float32_remembers(alone, tmp_path):
     run = train.fit(decoder(dtype="bfloat16"), data, FREQS, training(steps=3), tmp_path)
     np.testing.assert_allclose(losses(run.history), losses(alone.history)[:3], rtol=1e-2)
     assert {x.dtype.name for x in jax.tree.leaves(run.lm.params)} == {"float32"}
-    program = Program(CONFIG.replace(dtype="bfloat16"), training())
+    program = RunProgram(CONFIG.replace(dtype="bfloat16"), training())
     kinds = {x.dtype.name for x in jax.tree.leaves(program.like.opt_state)}
     assert kinds == {"float32", "int32"}
 
@@ -138,7 +139,7 @@ def test_the_step_lowers_for_tpu(sizes):
         head_dim=64, d_model=64, n_heads=2, n_kv_heads=2, kernel="auto", dtype="bfloat16", remat="full"
     )
     mesh, freqs = make_mesh(**sizes), rope.frequencies(rope.RopeSpec(head_dim=64))
-    program = Program(config, training(), mesh)
+    program = RunProgram(config, training(), mesh)
     batch = place_batch(lambda a, b: {"tokens": np.zeros((b - a, 4096), np.int32)}, ROWS, 4096, mesh)
     with lowering_for("tpu"):
         exported = jax.export.export(program.step, platforms=["tpu"])(program.like, {}, batch, freqs)

@@ -1,14 +1,12 @@
-"""Many runs at once: encodings x seeds in one compiled program, because an encoding is data.
+"""The compiled program of many runs: encodings x seeds at once, because an encoding is data.
 
 The runs are sharded over the local devices (one host device a core on CPU) and mapped inside: `vmap` on
 accelerators, `lax.map` on CPU, where a larger working set only leaves the cache. Several steps run in one
 call, and one compiled program serves every number of them.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,54 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.parameters import create
 from resonance_jax.train import memory
-from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
-from resonance_jax.train.optimizer import OptimizerConfig, make_optimizer
+from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.encodings import stack_frequencies
+from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import METRICS, Batch, train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How long and how a run trains. micro: rows a micro-batch (0: all). mapped: how the runs on one device
-    are mapped, "vmap", "map" or "auto"."""
-
-    steps: int
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    micro: int = 0
-    steps_per_call: int = 8
-    mapped: str = "auto"
-    save_seconds: float = 30.0
-
-
-@dataclasses.dataclass
-class ManyRuns:
-    """Trained runs. params: the params pytree with axis 0 = run (E); history: see train.run_loop."""
-
-    config: DecoderConfig
-    params: Any
-    history: list[dict[str, Any]]
-
-    def lm(self, run: int) -> Decoder:
-        """Run `run` as a Decoder of its own."""
-        return Decoder(self.config, params=jax.tree.map(lambda x: np.asarray(x[run]), self.params))
-
-
-def stack_frequencies(tables: Sequence[rope.Frequencies]) -> rope.Frequencies:
-    """E tables of one rotary size as one Frequencies with axis 0 = run. ValueError if the sizes differ."""
-    sizes = {2 * np.shape(table.wavelength)[0] for table in tables}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"runs of one program need encodings of one rotary size, got {sorted(sizes)}; "
-            "train the others in a run of their own."
-        )
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *tables)
-
-
-def unstack_frequencies(stacked: rope.Frequencies) -> list[rope.Frequencies]:
-    return [jax.tree.map(lambda x, e=e: np.asarray(x)[e], stacked) for e in range(len(stacked.wavelength))]
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -144,7 +101,7 @@ def _refuse_too_many(compiled, runs: int, mesh: Mesh, mapped: str) -> None:
     )
 
 
-class Program:
+class ManyRunsProgram:
     """The compiled program of E runs: `first` states, and `advance`, which trains them some steps.
 
     Arguments as fit_many's. Compiled here, before anything is made; raises ValueError when the counts differ
@@ -210,46 +167,3 @@ class Program:
         """(states, metrics [count, E]) after steps start … start + count - 1. Donates the states given."""
         states, metrics = self._run(states, *self._arguments(start, count))
         return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}
-
-
-def fit_many(
-    config: DecoderConfig,
-    seeds: Sequence[int],
-    train_freqs: rope.Frequencies | Sequence[rope.Frequencies],
-    batches: Callable[[int], Any],
-    training: TrainConfig,
-    run_dir: str | Path,
-    *,
-    examples: Batch | None = None,
-    params: Any = None,
-    evaluators: Iterable[Evaluator] = (),
-    progress: Progress | None = None,
-    meta: dict[str, Any] | None = None,
-) -> ManyRuns:
-    """Train E runs, one a (seed, encoding) pair, in one compiled program; resumes from run_dir.
-
-    seeds: E ints, of the first parameters and of dropout (equal seeds: equal first weights). train_freqs:
-    E tables, or one Frequencies stacked on axis 0. batches(step) -> Batch of [B, T] arrays that every run
-    sees, or [E, B, T], one a run; a function of the step alone. examples: a Batch of [rows, T] arrays that
-    stays on the devices; batches(step) then gives row numbers, i32[B] or [E, B], -1 for a row that is not
-    there. params: first weights [E, ...] instead of fresh ones. Which table a run is evaluated under is the
-    evaluator's own affair: a (train, eval) pair is two lists in the same order. Raises ValueError when the
-    counts differ, and before anything is made when the runs need more memory than is free.
-    """
-    if not isinstance(train_freqs, rope.Frequencies):
-        train_freqs = stack_frequencies(train_freqs)
-    program = Program(config, seeds, train_freqs, batches, training, examples, params)
-    records = [rope.to_record(table) for table in unstack_frequencies(train_freqs)]
-    states, history = run_loop(
-        program.advance,
-        Fresh(program.like(), program.first),
-        training.steps,
-        run_dir,
-        {"encodings": records, "seeds": list(seeds), **(meta or {})},
-        steps_per_call=training.steps_per_call,
-        save_seconds=training.save_seconds,
-        tokens_per_step=program.tokens_per_step,
-        evaluators=evaluators,
-        progress=progress,
-    )
-    return ManyRuns(config, jax.tree.map(np.asarray, states.params), history)

@@ -1,0 +1,118 @@
+"""One run on any mesh: resumable on other devices, its batches placed where the step wants them."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from resonance_jax import rope
+from resonance_jax.files import as_path, atomic
+from resonance_jax.model.decoder import Decoder
+from resonance_jax.model.lora import LoraConfig
+from resonance_jax.train import flops
+from resonance_jax.train.batches import check_rows, place_batch, reader, size
+from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
+from resonance_jax.train.run_program import RunProgram
+from resonance_jax.train.step import Batch
+from resonance_jax.train.trace import Trace
+
+
+@dataclasses.dataclass
+class Run:
+    """lm: the trained decoder, adapters merged. history: see run_loop; with tokens_per_second and, where the
+    chip's peak is known, mfu."""
+
+    lm: Decoder
+    history: list[dict[str, Any]]
+
+
+def fit(
+    lm: Decoder,
+    batches,
+    freqs: rope.Frequencies,
+    config: TrainConfig,
+    run_dir: str | Path,
+    *,
+    seed: int = 0,
+    lora: LoraConfig | None = None,
+    evaluators: Iterable[Evaluator] = (),
+    progress: Progress | None = None,
+    meta: dict[str, Any] | None = None,
+    checkpoint_dir: str | None = None,
+    keep: int = 2,
+    profile: int = 0,
+    donate: bool = False,
+) -> Run:
+    """Train lm under one encoding for config.steps steps on lm.mesh; goes on where run_dir stands.
+
+    batches: data.Batches, of which each process reads its own rows, or a function step -> Batch of [B, T].
+    lm.config.dtype is that of the activations; the parameters are trained in promote_types(float32, dtype).
+    seed: of dropout and of new adapters. lora: train adapters instead of the weights. evaluators: called with
+    the TrainState, whose params are then the decoder's or the adapters. checkpoint_dir, keep: see run_loop.
+    profile: so many steps, after the first two, are traced into run_dir/profile. donate: give up lm's own
+    parameters, which saves a copy of them; lm cannot be used afterwards.
+
+    Raises ValueError for rows that the mesh or the micro-batches do not divide and for a checkpoint of
+    another encoding, FloatingPointError for a loss that is not finite, its batch saved beside the run, and
+    Interrupted.
+    """
+    run_dir, mesh, read = as_path(run_dir), lm.mesh, reader(batches)
+    rows, length = size(batches)
+    check_rows(rows, config.micro, mesh)
+    if lora and config.optimizer.freeze:
+        raise ValueError("LoRA freezes the weights itself; optimizer.freeze has to be empty.")
+    program = RunProgram(lm.config, config, mesh, lora)
+    trained, frozen = program.place(lm.params, seed, donate)
+    devices = 1 if mesh is None else mesh.size
+    kind = jax.devices()[0].device_kind
+
+    def advance(state, start, count):
+        logged = []
+        for step in range(start, start + count):
+            trace.before_step()
+            batch = place_batch(functools.partial(read, step), rows, length, mesh)
+            began = time.monotonic()
+            state, metrics = program.step(state, frozen, batch, freqs)
+            metrics = {name: np.asarray(value) for name, value in metrics.items()}
+            rate = rows * length / (time.monotonic() - began)
+            share = flops.mfu(lm.config, length, rate, devices, kind)
+            logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
+            trace.after_step()
+            if not np.isfinite(metrics["loss"]):
+                raise FloatingPointError(_keep_batch(run_dir, step, read(step, 0, rows)))
+        return state, {name: np.stack([entry[name] for entry in logged]) for name in logged[0]}
+
+    with Trace(run_dir / "profile", profile) as trace:
+        state, history = run_loop(
+            advance,
+            Fresh(program.like, lambda: program.first_state(trained, seed)),
+            config.steps,
+            run_dir,
+            {"encodings": [rope.to_record(freqs)], "config": dataclasses.asdict(lm.config), **(meta or {})},
+            steps_per_call=config.steps_per_call,
+            save_seconds=config.save_seconds,
+            tokens_per_step=rows * length,
+            evaluators=evaluators,
+            progress=progress,
+            checkpoint_dir=checkpoint_dir,
+            keep=keep,
+        )
+    return Run(lm.replace_params(program.merged(state.params, frozen)), history)
+
+
+def _keep_batch(run_dir: Path, step: int, batch: Batch) -> str:
+    """Save the batch; the sentence that says so."""
+    path = run_dir / f"not-finite-step-{step + 1}.npz"
+    if jax.process_index() == 0:
+        with atomic(path) as temporary:
+            np.savez(temporary, **batch)
+    return (
+        f"the loss of step {step + 1} is not finite; its batch is in {path}, the last good state is the "
+        "newest checkpoint. Lower the learning rate, or look at that batch."
+    )

@@ -1,0 +1,116 @@
+"""The compiled training step of one run, and where its state lies on a mesh.
+
+Parameters and optimizer moments lie alike, by the logical axes of the parameters. Master weights and moments
+are float32 (or float64) whatever the activations compute in.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from resonance_jax.model import lora as adapters
+from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.lora import LoraConfig
+from resonance_jax.model.parameters import map_declared, shardings
+from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.optimizer import make_optimizer
+from resonance_jax.train.state import TrainState, new_state
+from resonance_jax.train.step import train_step
+
+
+class RunProgram:
+    """The compiled training step of one decoder and where everything lies.
+
+    step(state, frozen, batch, freqs) -> (state, metrics), the state donated; like: the state as
+    ShapeDtypeStructs with shardings. Without adapters `frozen` is empty and state.params are the decoder's.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, training: TrainConfig, mesh=None, lora: LoraConfig | None = None
+    ):
+        self.config, self.mesh, self.lora = config, mesh, lora
+        self.dtype = jnp.promote_types(jnp.float32, config.dtype)
+        self.tx = make_optimizer(training.optimizer, training.steps)
+        self.everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        trained = jax.eval_shape(functools.partial(self._trained, seed=0), self._abstract_params())
+        state = jax.eval_shape(self._first, trained, 0)
+        where = None if mesh is None else self._shardings(state)
+        self.like = state if where is None else jax.tree.map(_placed, state, where)
+        decoder = None if lora is None else self._adapted
+
+        def step(state, frozen, batch, freqs):
+            own = None if decoder is None else functools.partial(decoder, frozen=frozen)
+            return train_step(config, self.tx, state, batch, freqs, training.micro, own)
+
+        out = {} if where is None else {"out_shardings": (where, self.everywhere)}
+        self.step = jax.jit(step, donate_argnums=0, **out)
+        self._where = where
+
+    def place(self, params, seed: int, donate: bool = False):
+        """(trained, frozen) from the decoder's params, each where it belongs, trained ones in self.dtype."""
+        where = None if self._where is None else self._where.params
+        options = {} if where is None else {"out_shardings": where}
+        # A jitted function hands an unchanged input through; training would then give it away.
+        own = (lambda x: x) if donate else (lambda x: jnp.copy(x))
+        make = lambda params, seed: jax.tree.map(own, self._trained(params, seed))
+        trained = jax.jit(make, **options)(params, np.uint32(seed))
+        frozen = {} if self.lora is None else adapters.split(params, self.lora)[1]
+        return trained, frozen
+
+    def first_state(self, trained, seed: int) -> TrainState:
+        """The state before the first step. Gives `trained` away to it."""
+        options = {} if self._where is None else {"out_shardings": self._where}
+        return jax.jit(self._first, **options)(trained, np.uint32(seed))
+
+    def merged(self, trained, frozen):
+        """The decoder's params pytree, adapters added in; lies as a decoder's params do."""
+        if self.lora is None:
+            return trained
+        params = adapters.unflatten({**frozen, **trained["whole"]})
+        where = None if self.mesh is None else shardings(self.config, self.mesh)
+        options = {} if where is None else {"out_shardings": where}
+        merge = jax.jit(lambda p, a: adapters.merge(p, a, self.lora), **options)
+        return merge(params, trained["adapters"])
+
+    def _abstract_params(self):
+        return map_declared(lambda _, p: jax.ShapeDtypeStruct(p.shape, self.dtype), self.config)
+
+    def _trained(self, params, seed):
+        if self.lora is None:
+            return jax.tree.map(lambda x: x.astype(self.dtype), params)
+        whole, _ = adapters.split(params, self.lora)
+        key = jax.random.fold_in(jax.random.key(seed), 2)
+        return {
+            "adapters": adapters.create(self.config, self.lora, key, self.dtype),
+            "whole": {path: x.astype(self.dtype) for path, x in whole.items()},
+        }
+
+    def _first(self, trained, seed) -> TrainState:
+        return new_state(trained, self.tx, jax.random.fold_in(jax.random.key(seed), 1))
+
+    def _adapted(self, trained, frozen):
+        params = adapters.unflatten({**frozen, **trained["whole"]})
+        return adapters.adapt(params, trained["adapters"], self.lora)
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        """The state's pytree as shardings: moments as their parameters, all else everywhere."""
+        params = shardings(self.config, self.mesh)
+        if self.lora is not None:
+            whole, _ = adapters.split(params, self.lora)
+            params = {"adapters": adapters.shardings(self.config, self.lora, self.mesh), "whole": whole}
+        moments = optax.tree_map_params(
+            self.tx,
+            lambda _, where: where,
+            state.opt_state,
+            params,
+            transform_non_params=lambda _: self.everywhere,
+        )
+        return TrainState(params, moments, self.everywhere, self.everywhere)
+
+
+def _placed(x, where):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
