@@ -8,6 +8,8 @@ from resonance_jax.evaluate import (
     posgen_encodings,
 )
 from resonance_jax.evaluate.bootstrap import Interval, mean_interval, paired_difference
+from resonance_jax.evaluate.documents import cut_pieces, first_documents
+from resonance_jax.evaluate.encoding_sweeps import Subject, sweep_each
 from resonance_jax.evaluate.nll import token_nll
 from resonance_jax.evaluate.nll_store import Store
 from resonance_jax.evaluate.perplexity_result import Perplexity
@@ -17,6 +19,9 @@ __all__ = [
     "Interval",
     "Perplexity",
     "Store",
+    "Subject",
+    "cut_pieces",
+    "first_documents",
     "leval_asking",
     "leval_scoring",
     "mean_interval",
@@ -26,5 +31,6 @@ __all__ = [
     "posgen_accuracy",
     "posgen_encodings",
     "sweep",
+    "sweep_each",
     "token_nll",
 ]

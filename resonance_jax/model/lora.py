@@ -15,32 +15,10 @@ import jax.numpy as jnp
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.parameters import declare
 from resonance_jax.parallel.mesh import sharding
+from resonance_jax.settings.lora import LoraConfig
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 """Every linear layer of the stack; the head is not one of them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """rank r and alpha: the product is scaled by alpha / r. dropout: on the adapter's input, in training.
-    norms, embeddings: train those whole as well (LongLoRA, Chen et al. 2023)."""
-
-    rank: int = 16
-    alpha: float = 64.0
-    dropout: float = 0.05
-    norms: bool = False
-    embeddings: bool = False
-
-    def __post_init__(self):
-        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"LoRA needs rank >= 1, alpha > 0 and dropout in [0, 1), got {self.rank}, {self.alpha} and "
-                f"{self.dropout}."
-            )
-
-    def whole(self, name: str) -> bool:
-        """Whether a parameter is trained whole."""
-        return (self.norms and name.endswith("norm")) or (self.embeddings and name == "embed")
 
 
 class Adapter(NamedTuple):

@@ -13,6 +13,7 @@ from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.names import named
 from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
 from resonance_jax.rope.restatement import restate
+from resonance_jax.rope.scale_for_length import restate_for_length
 from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import fingerprint, frequencies, from_record, same, to_record
 
@@ -32,6 +33,7 @@ __all__ = [
     "named",
     "resonance",
     "restate",
+    "restate_for_length",
     "rotate",
     "same",
     "seen_twin",

@@ -1,12 +1,12 @@
 """Training: one run or many at once, resumable to the last bit."""
 
-from resonance_jax.model.lora import LoraConfig
+from resonance_jax.settings.lora import LoraConfig
+from resonance_jax.settings.optimizer import OptimizerConfig
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.encodings import stack_frequencies
 from resonance_jax.train.loop import Evaluator, Interrupted
 from resonance_jax.train.many_runs import ManyRuns, fit_many
 from resonance_jax.train.one_run import Run, fit
-from resonance_jax.train.optimizer import OptimizerConfig
 from resonance_jax.train.rows import Rows
 
 __all__ = [

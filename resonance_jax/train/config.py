@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from resonance_jax.train.optimizer import OptimizerConfig
+from resonance_jax.settings.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from resonance_jax import rope
 from resonance_jax.files import as_path, atomic
 from resonance_jax.model.decoder import Decoder
-from resonance_jax.model.lora import LoraConfig
+from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train import flops
 from resonance_jax.train.batches import check_rows, place_batch, reader, size
 from resonance_jax.train.config import TrainConfig

@@ -1,41 +1,12 @@
-"""AdamW and its schedules, by optax; the numbers are typed fields."""
+"""AdamW and its schedules, made by optax from an OptimizerConfig."""
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, decoupled decay on every trained parameter.
-
-    schedule: "linear" (warmup, then down to zero over the real number of steps: the paper's fine-tuning),
-    "cosine" (warmup, then to a tenth), "constant", or "onecycle" (PyTorch's OneCycleLR with a cosine
-    anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). warmup: share of the
-    steps. clip: global gradient norm, None for no clipping. freeze: path prefixes that are not trained,
-    e.g. ("layers/up", "layers/down"); they get neither update nor decay.
-    """
-
-    lr: float = 2e-5
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    schedule: str = "linear"
-    warmup: float = 0.05
-    clip: float | None = None
-    freeze: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.schedule not in ("linear", "cosine", "constant", "onecycle"):
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; expected linear, cosine, constant or onecycle."
-            )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+from resonance_jax.settings.optimizer import OptimizerConfig
 
 
 def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.lora import LoraConfig
 from resonance_jax.model.parameters import map_declared, shardings
+from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state

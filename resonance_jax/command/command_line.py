@@ -1,0 +1,48 @@
+"""From the command line to the exit code."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from resonance_jax.command.exit_codes import guarded, leave_on_sigterm
+
+Config = TypeVar("Config")
+
+
+def main(
+    run: Callable[[Config], int | None],
+    config: type[Config] | Mapping[str, tuple[str, Config]],
+    description: str | None = None,
+    preset_by_default: bool = True,
+) -> None:
+    """Parse the command line, run the command, and exit with the code of how it went.
+
+    Args:
+        run: the command; what it returns is the exit code, None is 0.
+        config: a dataclass; or presets by name, each with a sentence that says what it is. Every field can be
+            overridden by an option (resonance_jax.command.options says how these are named).
+        description: what --help says first.
+        preset_by_default: take the first preset when none is named.
+    """
+    leave_on_sigterm()
+    import tyro
+
+    from resonance_jax.command.prefixed_options import registry
+
+    with registry():
+        if isinstance(config, Mapping):
+            named = len(sys.argv) > 1 and not (sys.argv[1].startswith("--") and sys.argv[1] != "--help")
+            if preset_by_default and not named:
+                sys.argv.insert(1, next(iter(config)))
+            parsed = tyro.extras.overridable_config_cli(dict(config), description=description)
+        else:
+            parsed = tyro.cli(config, description=description)
+    code = guarded(run, parsed)
+    if code == 2:
+        # The writers of a checkpoint that failed may still be at work, and would print their own tracebacks
+        # while the interpreter shuts down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,68 @@
+"""The folder that a run writes to, and goes on from: it belongs to one config."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from resonance_jax.command.options import Dataclass, options_of
+from resonance_jax.files import as_path, is_remote, read_json, write_json
+
+
+def open_run(study: str, config: Dataclass) -> Path:
+    """The run folder: config.run_dir, or runs/STUDY-HASH. Its config.json must be this config.
+
+    Raises ValueError naming the options that differ when the folder belongs to another config.
+    """
+    folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
+    path, asked = folder / "config.json", {"study": study, **_resolved(config)}
+    if path.exists():
+        stored = read_json(path)
+        differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
+        if differing:
+            changes = ", ".join(f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} here" for k in differing)
+            raise ValueError(f"{folder} holds a run of another config ({changes}); choose another --run-dir.")
+    else:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and not a run folder; choose another --run-dir.")
+        write_json(path, asked)
+    return folder
+
+
+def default_folder(study: str, config: Dataclass) -> Path:
+    """Where a run of this config lies when no folder is named."""
+    return Path("runs") / f"{study}-{config_hash(config)}"
+
+
+def config_hash(config: Dataclass) -> str:
+    """Eight hexadecimal digits of a config; --run-dir does not count."""
+    text = json.dumps(_resolved(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _resolved(config: Dataclass) -> dict[str, object]:
+    """The options as JSON gives them back, without --run-dir."""
+    values = json.loads(json.dumps(options_of(config), default=str))
+    values.pop("run_dir", None)
+    return values
+
+
+def local_part(study: str, config: Dataclass, folder: Path) -> Path:
+    """Where a run keeps what has to be a local file, such as mapped tokens.
+
+    The run folder itself, or a twin on this machine's disk for one that lies in an object store.
+    """
+    if not is_remote(folder):
+        return folder
+    twin = default_folder(study, config)
+    return twin.with_name(f"{twin.name}-local")
+
+
+def remember(path: Path, text: dict[str, object]) -> None:
+    """Write down which text a run is about; ValueError where it began with another one."""
+    if not path.exists():
+        write_json(path, text)
+    elif read_json(path) != text:
+        raise ValueError(
+            f"the text has changed since the run in {path.parent} began (another interpreter, or edited "
+            "files); perplexities on different text cannot be compared: choose another --run-dir."
+        )

@@ -1,0 +1,42 @@
+"""The encoding of a checkpoint under another name, where nobody has to say the scale."""
+
+from resonance_jax.rope.methods import METHODS
+from resonance_jax.rope.names import parse_name
+from resonance_jax.rope.restatement import restate
+from resonance_jax.rope.spec import RopeSpec
+
+
+def restate_for_length(
+    own: RopeSpec,
+    name: str,
+    length: int,
+    *,
+    scale: float | None = None,
+    train_length: int | None = None,
+) -> RopeSpec:
+    """The encoding to run a checkpoint under at lengths up to `length`: rope.restate with a default scale.
+
+    Without a scale, the checkpoint's own method keeps its own. Any other method takes what reaches the
+    length: length / train_length, or 1 where the length is the shorter one.
+
+    Args:
+        own: the encoding that the checkpoint states.
+        name: "own", or a name of rope.named.
+        length: the longest length in use, in positions.
+        scale: the paper's s.
+        train_length: the paper's L in positions; by default what `own` states.
+
+    Raises:
+        ValueError: as `restate` does, and where a scale is missing and nothing states the training length.
+    """
+    if scale is None and name != "own":
+        method, _ = parse_name(name)
+        if METHODS[method].takes_scale and method != own.method:
+            trained = own.train_length if train_length is None else train_length
+            if trained is None:
+                raise ValueError(
+                    f"{name!r} needs a scale (the paper's s), and nothing states the training length that a "
+                    "scale could be derived from; give either."
+                )
+            scale = max(1.0, length / trained)
+    return restate(own, name, scale=scale, train_length=train_length)
