@@ -212,10 +212,8 @@ def encoding(config: Config, lm, resonance: bool):
 
 def with_settings(config: Config, lm):
     """The same decoder, computing as the config says."""
-    from resonance_jax import model
-
     shape = lm.config.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel)
-    return model.Decoder(shape, mesh=lm.mesh, rope=lm.rope, params=lm.params)
+    return lm.replace(config=shape)
 
 
 def training(config: Config, steps: int, rows: int, mesh):

@@ -102,6 +102,14 @@ def _number(hf: dict[str, Any], key: str) -> Any:
     return value
 
 
+def stated_context(hf: dict[str, Any]) -> int | None:
+    """max_position_embeddings, None where config.json does not state it; ValueError for what is no length."""
+    value = hf.get("max_position_embeddings")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else _number({"max_position_embeddings": value}, "max_position_embeddings")
+
+
 def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) -> dict[str, Any]:
     """A config.json that transformers reads as this decoder.
 

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from resonance_jax import rope as encodings
-from resonance_jax.interop.hf_config import from_hf_config, read_config, to_hf_config
+from resonance_jax.interop.hf_config import from_hf_config, read_config, stated_context, to_hf_config
+from resonance_jax.interop.hf_encoding import encoding_keys
 from resonance_jax.interop.hf_files import INDEX, open_tensors
 from resonance_jax.model import Decoder, DecoderConfig
 from resonance_jax.model.parameters import Parameter, map_declared, real_dtype
@@ -67,17 +68,24 @@ def load_hf(path: str | Path, dtype: str = "float32", mesh=None) -> Decoder:
     """A decoder from a Hugging Face directory: config.json and *.safetensors, one file or an indexed set.
 
     LLaMA 1 to 3 and Mistral, stored in float32, bfloat16 or float16, embeddings tied or not. `dtype` is
-    that of the parameters and of the activations; `lm.rope` is the RopeSpec that the config states. With a
-    mesh each process reads only the slices that its own devices hold. Raises ValueError naming the key or
-    the tensor: an unsupported architecture or option, pickled weights, a damaged file, a tensor that is
-    missing, unknown or of another shape.
+    that of the parameters and of the activations; `lm.rope` is the RopeSpec that the config states and
+    `lm.context_length` its max_position_embeddings. With a mesh each process reads only the slices that its
+    own devices hold. Raises ValueError naming the key or the tensor: an unsupported architecture or option,
+    pickled weights, a damaged file, a tensor that is missing, unknown or of another shape.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a directory; expected one with config.json and *.safetensors.")
-    config, spec = from_hf_config(read_config(folder))
+    stated = read_config(folder)
+    config, spec = from_hf_config(stated)
     config = config.replace(dtype=dtype)
-    return Decoder(config, mesh=mesh, rope=spec, params=load_params(folder, config, mesh))
+    return Decoder(
+        config,
+        mesh=mesh,
+        rope=spec,
+        params=load_params(folder, config, mesh),
+        context_length=stated_context(stated),
+    )
 
 
 def load_params(folder: Path, config: DecoderConfig, mesh=None) -> dict[str, Any]:
@@ -183,19 +191,36 @@ def save_hf(
 ) -> None:
     """Write config.json and safetensors that unmodified transformers loads, in the parameters' own dtype.
 
-    The encoding is `rope`, by default lm.rope. One that Hugging Face has no name for (Resonance, static
-    NTK, ...), or the table `freqs` where given, is written as `longrope` factors of rope's base and
-    train_length, for sequences up to `length` positions, which it then needs. Files hold at most
-    max_shard_bytes each (a larger tensor has its own). `extra` adds keys to config.json, bos_token_id for
-    one. The directory appears complete or not at all. Raises ValueError when it exists and is not empty,
-    and naming what Hugging Face's LLaMA and Mistral cannot express; OSError when the disk is full.
+    The directory appears complete or not at all.
+
+    Args:
+        lm: the decoder. What it states, its encoding and its context length, is what config.json says
+            unless something else is asked for here.
+        path: the directory, which must be new or empty.
+        rope: another encoding than lm.rope.
+        freqs: a table to write in place of rope's own; base and train_length are still rope's.
+        length: the longest sequence, in positions. It is needed only for a dynamic encoding that is given
+            here by name; by default it is lm.context_length, or what the encoding states (scale *
+            train_length).
+        max_shard_bytes: of one file; a larger tensor has a file of its own.
+        extra: more keys of config.json, for example bos_token_id.
+
+    What Hugging Face has no name for (Resonance, static NTK, a bare table) is written as `longrope` factors
+    for `length` positions. max_position_embeddings is lm.context_length, more where another encoding or
+    `length` asks for more. Dynamic NTK is the exception: transformers takes that key for its L, so it is the
+    spec's train_length, and the context length beyond it cannot be stated.
+
+    Raises:
+        ValueError: the directory is not empty; no encoding is stated or given; something that Hugging
+            Face's LLaMA and Mistral cannot express.
+        OSError: the disk is full.
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; name a new or an empty directory.")
     params = lm.params
     dtype = params["embed"].dtype
-    encoding = _encoding(rope or lm.rope, freqs, length, lm.config)
+    encoding = encoding_keys(lm, rope, freqs, length)
     stated = to_hf_config(lm.config, encoding, dtype.name) | (extra or {})
     wanted = tensors(lm.config)
     shards = _shards(wanted, dtype.itemsize, max_shard_bytes)
@@ -224,39 +249,6 @@ def save_hf(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     multihost_utils.sync_global_devices("save_hf")  # no process goes on before the directory is there
-
-
-def _encoding(
-    spec: encodings.RopeSpec | None,
-    freqs: encodings.Frequencies | None,
-    length: int | None,
-    config: DecoderConfig,
-) -> dict[str, Any]:
-    """The keys of config.json that state an encoding."""
-    if spec is None:
-        raise ValueError("this decoder states no encoding (lm.rope is None); name it: rope=RopeSpec(...).")
-    pairs = spec.rotary_dim // 2 if freqs is None else len(freqs.wavelength)
-    if spec.head_dim != config.head_dim or 2 * pairs != config.head_dim:
-        raise ValueError(
-            f"Hugging Face's LLaMA and Mistral rotate whole heads ({config.head_dim} dims here); "
-            f"the encoding is for head_dim={spec.head_dim} and rotates {2 * pairs}."
-        )
-    if freqs is None:
-        try:
-            return encodings.to_hf(spec)
-        except ValueError:
-            if length is None:
-                raise ValueError(
-                    f"transformers has no name for {spec.title}; with length=, the longest sequence in "
-                    f"positions, its table is written as `longrope`."
-                ) from None
-        freqs = encodings.frequencies(spec, length)
-    if spec.train_length is None or length is None:
-        raise ValueError(
-            f"a table is written as `longrope`, which states two lengths: the spec's train_length (got "
-            f"{spec.train_length}) and length=, the longest sequence (got {length})."
-        )
-    return encodings.to_longrope(freqs, base=spec.base, train_length=spec.train_length, length=length)
 
 
 def _shards(

@@ -6,12 +6,15 @@ compile time does not grow with depth.
 """
 
 import functools
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypedDict, Unpack
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from resonance_jax import rope
 from resonance_jax.model import parameters
@@ -258,27 +261,56 @@ _forward = jax.jit(forward, static_argnums=0)
 
 
 @functools.cache
-def _creator(config: DecoderConfig, mesh):
+def _creator(config: DecoderConfig, mesh: Mesh | None) -> Callable[[PRNGKeyArray], Params]:
     """The compiled function key -> fresh parameters, where they lie on the mesh."""
     dtype = jnp.promote_types(jnp.float32, parameters.real_dtype(config.dtype))
     where = None if mesh is None else parameters.shardings(config, mesh)
     return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
 
 
-class Decoder(nnx.Module):
-    """The parameters of a decoder, by name: `lm(tokens, freqs)` gives logits.
+def reach(spec: rope.RopeSpec) -> int | None:
+    """How many positions an encoding states that it reaches: int(scale * train_length), or None where it
+    states no training length. A dynamic method has scale 1 and reaches further than it states."""
+    return None if spec.train_length is None else int(spec.scale * spec.train_length)
 
-    config: a DecoderConfig. key: of the first values. mesh: shards every parameter where its logical axes
-    say (parallel.mesh.RULES). rope: the RopeSpec that the weights were trained with, if known. The pure
-    pytree is `lm.params`; `lm.replace_params(params)` is the same decoder with other weights.
+
+class DecoderFields(TypedDict, total=False):
+    """What Decoder.replace takes: the arguments of Decoder."""
+
+    config: DecoderConfig
+    mesh: Mesh | None
+    rope: rope.RopeSpec | None
+    params: Params
+    context_length: int | None
+
+
+class Decoder(nnx.Module):
+    """The parameters of a decoder, by name, with what belongs to them: `lm(tokens, freqs)` gives logits.
+
+    Args:
+        config: the shape, and how it computes.
+        key: of fresh parameters, where `params` is not given; default jax.random.key(0).
+        mesh: cuts every parameter as its logical axes say (parallel.mesh.RULES); None: one device.
+        rope: the encoding that the weights were trained under, None if it is not known. It is stated, not
+            applied: every call names its own table.
+        params: the params pytree (`lm.params` of another decoder).
+        context_length: how many positions the checkpoint says that it serves (max_position_embeddings of
+            a Hugging Face config.json), None if it does not say. Nothing is cut off there.
     """
 
     def __init__(
-        self, config: DecoderConfig, key: jax.Array | None = None, mesh=None, rope=None, params=None
+        self,
+        config: DecoderConfig,
+        key: PRNGKeyArray | None = None,
+        mesh: Mesh | None = None,
+        rope: rope.RopeSpec | None = None,
+        params: Params | None = None,
+        context_length: int | None = None,
     ):
         self.config = config
         self.mesh = mesh
         self.rope = rope
+        self.context_length = context_length
         if params is None:
             params = _creator(config, mesh)(jax.random.key(0) if key is None else key)
         self.embed = nnx.Param(params["embed"])
@@ -287,7 +319,15 @@ class Decoder(nnx.Module):
         if not config.tie_embeddings:
             self.head = nnx.Param(params["head"])
 
-    def __call__(self, tokens, freqs, positions=None, segment_ids=None, cache=None, key=None):
+    def __call__(
+        self,
+        tokens: Int[ArrayLike, "B T"],
+        freqs: rope.Frequencies,
+        positions: Int[ArrayLike, "..."] | None = None,
+        segment_ids: Int[ArrayLike, "B T"] | None = None,
+        cache: Cache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], Cache]:
         """Logits [B, T, V], or with a cache (logits, cache): `forward`, compiled. The cache passed in stays
         as it was."""
         tokens = jnp.asarray(tokens)
@@ -301,12 +341,26 @@ class Decoder(nnx.Module):
         """The parameters as a plain pytree: what every jitted function here takes."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
-    def replace_params(self, params: Params) -> "Decoder":
-        return Decoder(self.config, mesh=self.mesh, rope=self.rope, params=params)
+    def replace(self, **changes: Unpack[DecoderFields]) -> "Decoder":
+        """The same decoder, but for the arguments that are named."""
+        own: DecoderFields = {
+            "config": self.config,
+            "mesh": self.mesh,
+            "rope": self.rope,
+            "context_length": self.context_length,
+        }
+        if "params" not in changes:
+            own["params"] = self.params
+        return Decoder(**{**own, **changes})
 
-    def shardings(self):
+    def replace_params(self, params: Params) -> "Decoder":
+        """The same decoder with other weights."""
+        return self.replace(params=params)
+
+    def shardings(self) -> Params:
         """Where each parameter lies on the mesh, as the params pytree."""
         return parameters.shardings(self.config, self.mesh)
 
     def count_parameters(self) -> int:
+        """The number of weights."""
         return sum(x.size for x in jax.tree.leaves(self.params))

@@ -112,15 +112,15 @@ class ManyRunsProgram:
         self,
         config: DecoderConfig,
         seeds: Sequence[int],
-        train_freqs: rope.Frequencies | Sequence[rope.Frequencies],
+        freqs: rope.Frequencies | Sequence[rope.Frequencies],
         batches: Callable[[int], Any],
         training: TrainConfig,
         examples: Batch | None = None,
         params: Any = None,
     ):
-        if not isinstance(train_freqs, rope.Frequencies):
-            train_freqs = stack_frequencies(train_freqs)
-        runs, encodings = len(seeds), len(train_freqs.wavelength)
+        if not isinstance(freqs, rope.Frequencies):
+            freqs = stack_frequencies(freqs)
+        runs, encodings = len(seeds), len(freqs.wavelength)
         if encodings != runs:
             raise ValueError(f"{runs} seeds for {encodings} encodings; expected one a run.")
         self._batches, self._steps_per_call = batches, training.steps_per_call
@@ -130,7 +130,7 @@ class ManyRunsProgram:
         self._state = jax.jit(jax.vmap(lambda params, key: new_state(params, tx, jax.random.fold_in(key, 1))))
         mesh = _run_mesh(runs)
         self._by_run = NamedSharding(mesh, P("runs"))
-        self._freqs = jax.device_put(train_freqs, self._by_run)
+        self._freqs = jax.device_put(freqs, self._by_run)
         self._examples = jax.device_put(examples, NamedSharding(mesh, P()))
         batch = jax.tree.map(np.asarray, batches(0))
         rows = batch["tokens"] if examples is None else batch

@@ -17,6 +17,7 @@ from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train import flops
 from resonance_jax.train.batches import check_rows, place_batch, reader, size
 from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.encodings import Encoding, context_length, spec_of, table
 from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
 from resonance_jax.train.run_program import RunProgram
 from resonance_jax.train.step import Batch
@@ -35,10 +36,11 @@ class Run:
 def fit(
     lm: Decoder,
     batches,
-    freqs: rope.Frequencies,
+    encoding: Encoding,
     config: TrainConfig,
     run_dir: str | Path,
     *,
+    length: int | None = None,
     seed: int = 0,
     lora: LoraConfig | None = None,
     evaluators: Iterable[Evaluator] = (),
@@ -51,6 +53,8 @@ def fit(
 ) -> Run:
     """Train lm under one encoding for config.steps steps on lm.mesh; goes on where run_dir stands.
 
+    encoding: a RopeSpec, whose table is made for `length` positions (default: those of a row) and which the
+    trained decoder then states, or a bare table, of which it can state nothing: run.lm.rope is None.
     batches: data.Batches, of which each process reads its own rows, or a function step -> Batch of [B, T].
     lm.config.dtype is that of the activations; the parameters are trained in promote_types(float32, dtype).
     seed: of dropout and of new adapters. lora: train adapters instead of the weights. evaluators: called with
@@ -63,7 +67,9 @@ def fit(
     Interrupted.
     """
     run_dir, mesh, read = as_path(run_dir), lm.mesh, reader(batches)
-    rows, length = size(batches)
+    rows, columns = size(batches)
+    length = columns if length is None else length
+    spec, freqs = spec_of(encoding), table(encoding, length, lm.config)
     check_rows(rows, config.micro, mesh)
     if lora and config.optimizer.freeze:
         raise ValueError("LoRA freezes the weights itself; optimizer.freeze has to be empty.")
@@ -76,12 +82,12 @@ def fit(
         logged = []
         for step in range(start, start + count):
             trace.before_step()
-            batch = place_batch(functools.partial(read, step), rows, length, mesh)
+            batch = place_batch(functools.partial(read, step), rows, columns, mesh)
             began = time.monotonic()
             state, metrics = program.step(state, frozen, batch, freqs)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            rate = rows * length / (time.monotonic() - began)
-            share = flops.mfu(lm.config, length, rate, devices, kind)
+            rate = rows * columns / (time.monotonic() - began)
+            share = flops.mfu(lm.config, columns, rate, devices, kind)
             logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
             trace.after_step()
             if not np.isfinite(metrics["loss"]):
@@ -94,16 +100,25 @@ def fit(
             Fresh(program.like, lambda: program.first_state(trained, seed)),
             config.steps,
             run_dir,
-            {"encodings": [rope.to_record(freqs)], "config": dataclasses.asdict(lm.config), **(meta or {})},
+            {
+                "encodings": [rope.to_record(freqs, spec)],
+                "config": dataclasses.asdict(lm.config),
+                **(meta or {}),
+            },
             steps_per_call=config.steps_per_call,
             save_seconds=config.save_seconds,
-            tokens_per_step=rows * length,
+            tokens_per_step=rows * columns,
             evaluators=evaluators,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
             keep=keep,
         )
-    return Run(lm.replace_params(program.merged(state.params, frozen)), history)
+    trained_lm = lm.replace(
+        params=program.merged(state.params, frozen),
+        rope=spec,
+        context_length=context_length(encoding, lm.context_length, columns, length),
+    )
+    return Run(trained_lm, history)
 
 
 def _keep_batch(run_dir: Path, step: int, batch: Batch) -> str:

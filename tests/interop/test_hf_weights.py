@@ -1,5 +1,6 @@
 """Hugging Face directories: read and written exactly, in little memory, refused in one sentence."""
 
+import dataclasses
 import json
 import shutil
 
@@ -204,7 +205,12 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
         ({"rope_layout": "interleaved"}, {}, "have no rope_layout='interleaved'"),
         ({"attention_scale": 1.0}, {}, r"have no attention_scale=1\.0"),
         ({"head_scale": 0.5}, {}, r"have no head_scale=0\.5"),
-        ({}, {"rope": RESONANT}, "no name for Resonance YaRN; with length="),
+        (
+            {},
+            {"rope": rope.RopeSpec("dynamic_yarn", head_dim=8, train_length=32)},
+            "Dynamic YaRN depends on the length in use, .* with length=",
+        ),
+        ({}, {"rope": RESONANT, "length": 0}, "a positive integer, got 0"),
         (
             {},
             {"rope": rope.RopeSpec(head_dim=8, resonance=True), "length": 64},
@@ -227,6 +233,66 @@ def test_save_needs_an_encoding_and_an_empty_place(tmp_path):
     with pytest.raises(ValueError, match="exists already; name a new or an empty directory"):
         interop.save_hf(decoder(), tmp_path)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+LENGTHS = {"original_max_position_embeddings": 32}
+SCALINGS = {
+    "plain": (None, 64),
+    "linear": ({"type": "linear", "factor": 8.0}, 100),
+    "linear with L": ({"type": "linear", "factor": 8.0, **LENGTHS}, 100),
+    "dynamic NTK": ({"type": "dynamic", "factor": 2.0}, 64),
+    "YaRN that states less than s L": ({"type": "yarn", "factor": 4.0, **LENGTHS}, 40),
+    "YaRN that states more": ({"type": "yarn", "factor": 4.0, **LENGTHS}, 1000),
+    "Llama 3": (
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **LENGTHS},
+        512,
+    ),
+    "LongRoPE": (
+        {"type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, **LENGTHS},
+        128,
+    ),
+    "silent": ({"type": "linear", "factor": 8.0}, None),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_round_trip_keeps_the_stated_context(tmp_path, name):
+    """Twice around: the number of config.json, and the encoding with it, whatever s L comes to."""
+    scaling, context = SCALINGS[name]
+    stated = {key: HF[key] for key in HF if key != "max_position_embeddings"} | {"rope_scaling": scaling}
+    stated |= {} if context is None else {"max_position_embeddings": context}
+    first = interop.load_hf(write(tmp_path / "0", state(), stated))
+    assert first.context_length == context
+    lm = first
+    for number in (1, 2):
+        interop.save_hf(lm, tmp_path / str(number))
+        written = json.loads((tmp_path / str(number) / "config.json").read_text())
+        assert written.get("max_position_embeddings") == context
+        lm = interop.load_hf(tmp_path / str(number))
+        assert (lm.rope, lm.context_length) == (first.rope, context)
+
+
+def test_another_encoding_raises_the_context_only_where_it_reaches_further(tmp_path):
+    def written(lm, **options):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        interop.save_hf(lm, folder, **options)
+        return json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+
+    lm = decoder().replace(context_length=64)
+    assert written(lm) == 64  # its own encoding reaches 128, but 64 is what was stated
+    assert written(lm, rope=dataclasses.replace(SPEC, scale=8.0)) == 256
+    assert written(lm, rope=dataclasses.replace(RESONANT, scale=8.0)) == 256
+    assert written(lm, rope=rope.RopeSpec(head_dim=8, train_length=32)) == 64
+    assert written(lm, length=100) == 100 and written(lm, length=50) == 64
+    dynamic = rope.RopeSpec("dynamic_ntk", head_dim=8, train_length=32)
+    assert written(lm, rope=dynamic) == 32  # transformers would take 64 for L
+    assert written(decoder()) == written(decoder(spec=RESONANT)) == 128
+
+
+def test_a_context_that_is_no_length_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="max_position_embeddings is -5, expected a positive integer"):
+        linear = {"rope_scaling": {"type": "linear", "factor": 8.0}, "max_position_embeddings": -5}
+        interop.load_hf(write(tmp_path, state(), HF | linear))
 
 
 # config.json.
