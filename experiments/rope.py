@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.rope import OPTIONS, Explain, Export, Numerics, Show, Table
-from experiments.command import guarded, open_run
+from resonance_jax.command import guarded, open_run
 from resonance_jax.files import read_json, write_json, write_text
 
 TOKENIZER_FILES = (

@@ -4,7 +4,7 @@ from resonance_jax.command.command_line import main
 from resonance_jax.command.exit_codes import guarded, leave_on_sigterm
 from resonance_jax.command.host_devices import use_every_core
 from resonance_jax.command.options import options_of, with_options
-from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember
+from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember, stated_config
 
 __all__ = [
     "default_folder",
@@ -15,6 +15,7 @@ __all__ = [
     "open_run",
     "options_of",
     "remember",
+    "stated_config",
     "use_every_core",
     "with_options",
 ]

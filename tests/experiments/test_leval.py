@@ -15,8 +15,8 @@ import pytest
 
 from configs.leval import PRESETS, Config
 from experiments import leval as command
-from experiments.command import guarded
 from resonance_jax import interop, model, rope
+from resonance_jax.command import guarded
 from resonance_jax.data import leval
 from resonance_jax.files import read_json
 from resonance_jax.report import leval as report
