@@ -23,7 +23,7 @@ from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.encodings import stack_frequencies
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
-from resonance_jax.train.step import METRICS, Batch, train_step
+from resonance_jax.train.step import IGNORE, METRICS, Batch, train_step, with_labels
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -37,9 +37,8 @@ def _batch(examples: Batch | None, batch) -> Batch:
     """The batch itself, or the examples of its row numbers i32[B]; nothing of row -1 is scored."""
     if examples is None:
         return batch
-    rows = jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples)
-    targets = rows.get("targets", rows["tokens"])
-    return {**rows, "targets": jnp.where(batch[:, None] < 0, -100, targets)}
+    rows = with_labels(jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples))
+    return {**rows, "labels": jnp.where(batch[:, None] < 0, IGNORE, rows["labels"])}
 
 
 @functools.lru_cache(maxsize=16)

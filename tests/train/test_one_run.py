@@ -74,6 +74,26 @@ def test_a_mesh_computes_what_one_device_does(alone, tmp_path, sizes, settings, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), run.lm.params, alone.lm.params)
 
 
+def test_a_target_beyond_the_last_token_on_a_mesh(tmp_path):
+    """T tokens, T + 1 targets: time is cut in two, rows in four, and every target is scored."""
+
+    def longer(step):
+        rows = batches(step, ROWS, LENGTH + 1)["tokens"]
+        return {"tokens": rows[:, :-1], "targets": np.where(np.arange(LENGTH + 1) < LENGTH - 4, -100, rows)}
+
+    runs = [
+        train.fit(decoder(mesh), longer, FREQS, training(steps=2), tmp_path / str(mesh is None))
+        for mesh in (None, make_mesh(data=4, sequence=2))
+    ]
+    np.testing.assert_allclose(*(losses(run.history) for run in runs), rtol=1e-5)
+
+
+def test_rows_of_another_length_are_refused(tmp_path):
+    growing = lambda step: batches(step, ROWS, LENGTH + step)
+    with pytest.raises(ValueError, match=r"expected 8 rows of 64 tokens, .* got \[8, 65\]"):
+        train.fit(decoder(), growing, FREQS, training(), tmp_path)
+
+
 def test_in_float64_to_ten_digits(x64, tmp_path):
     mesh = make_mesh(data=2, tensor=2, sequence=2)
     runs = [

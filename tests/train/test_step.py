@@ -10,7 +10,7 @@ from resonance_jax import model, train
 from resonance_jax.model.parameters import create
 from resonance_jax.train.optimizer import make_optimizer, schedules
 from resonance_jax.train.state import new_state
-from resonance_jax.train.step import gradients, train_step
+from resonance_jax.train.step import gradients, summed_loss, train_step, with_labels
 from tests.train.small import CONFIG, ENCODINGS, batches
 
 
@@ -47,6 +47,47 @@ def test_accumulation_weighs_tokens_not_micro_batches(params):
     rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4)]
     naive = np.mean([gradients(CONFIG, params, row, ENCODINGS[0])[0] for row in rows])
     assert abs(naive - loss) > 1e-3  # the mistake this guards against is visible here
+
+
+PACKED = np.repeat([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]], 4, axis=0)
+
+
+def test_packed_documents_do_not_predict_each_other(params):
+    """Three documents a row: their own losses, none for the first token of the next."""
+    batch = batches(2)
+    total, count = summed_loss(CONFIG, params, batch | {"segment_ids": PACKED}, ENCODINGS[1])
+    assert count == 4 * (16 - 3)
+    parts = np.split(batch["tokens"], [5, 11], axis=1)
+    alone = [summed_loss(CONFIG, params, {"tokens": part}, ENCODINGS[1])[0] for part in parts]
+    np.testing.assert_allclose(total, sum(alone), rtol=1e-5)
+    stated = batch | {"segment_ids": PACKED, "targets": batch["tokens"]}  # what is stated is taken as it is
+    assert summed_loss(CONFIG, params, stated, ENCODINGS[1])[1] == 4 * 15
+
+
+def test_the_last_token_predicts_where_a_target_follows_it(params):
+    longer = batches(3, length=17)["tokens"]
+    batch = {"tokens": longer[:, :-1], "targets": longer}
+    total, count = summed_loss(CONFIG, params, batch, ENCODINGS[0])
+    assert count == 4 * 16
+    np.testing.assert_allclose(
+        total, summed_loss(CONFIG, params, {"tokens": longer}, ENCODINGS[0])[0], rtol=1e-5
+    )
+    on_host = with_labels(batch)
+    assert isinstance(on_host["labels"], np.ndarray)
+    np.testing.assert_array_equal(on_host["labels"], longer[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"target": np.zeros((4, 16))}, "a batch holds tokens, .* got target, tokens"),
+        ({"targets": np.zeros((4, 18))}, r"targets \[4, 18\] do not belong to tokens \[4, 16\]"),
+        ({"segment_ids": np.zeros((4, 17))}, r"segment_ids \[4, 17\] do not belong"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(params, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        gradients(CONFIG, params, batches(0) | changes, ENCODINGS[0], micro=2)
 
 
 def test_remat_attention_recomputes_all_but_attention(params):
