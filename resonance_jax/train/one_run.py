@@ -87,7 +87,7 @@ def fit(
             state, metrics = program.step(state, frozen, batch, freqs)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
             rate = rows * columns / (time.monotonic() - began)
-            share = flops.mfu(lm.config, columns, rate, devices, kind)
+            share = flops.mfu(lm.config, columns, rate, devices, kind, lora)
             logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
             trace.after_step()
             if not np.isfinite(metrics["loss"]):

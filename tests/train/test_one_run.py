@@ -13,7 +13,6 @@ from resonance_jax import model, rope, train
 from resonance_jax.model.attention import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
 from resonance_jax.train.batches import micro_rows, place_batch, reader
-from resonance_jax.train.flops import mfu, per_token
 from resonance_jax.train.run_program import RunProgram
 from tests.train.small import batches
 
@@ -179,11 +178,3 @@ def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
 )
 def test_rows_of_a_micro_batch(rows, length, shards, micro):
     assert micro_rows(rows, length, shards) == micro  # 3 rows over 2 devices are refused later
-
-
-def test_flops_of_the_paper_s_7b():
-    config = model.PRESETS["llama2-7b"]
-    multiplied = 6_738_415_616 - 32_000 * 4096
-    assert per_token(config, 4096) == 6 * multiplied + 6 * 32 * 4096 * 4096
-    assert mfu(config, 4096, 1000.0, 1, "cpu") is None
-    assert mfu(config, 4096, 1e4, 1, "NVIDIA H200") == pytest.approx(1e4 * per_token(config, 4096) / 989e12)
