@@ -2,21 +2,29 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, Num, PyTree
+
+SCHEDULES = ("linear", "cosine", "constant", "onecycle")
+
+ByStep = Callable[[Int[Array, ""] | int], Num[Array, ""]]
+"""A number that changes during a run: a function of the optimizer step, counted from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, decoupled decay on every trained parameter.
+    """AdamW, with decoupled decay on every trained parameter.
 
-    schedule: "linear" (warmup, then down to zero over the real number of steps: the paper's fine-tuning),
-    "cosine" (warmup, then to a tenth), "constant", or "onecycle" (PyTorch's OneCycleLR with a cosine
-    anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). warmup: share of the
-    steps. clip: global gradient norm, None for no clipping. freeze: path prefixes that are not trained,
-    e.g. ("layers/up", "layers/down"); they get neither update nor decay.
+    lr: the peak learning rate. schedule: "linear" (warmup, then down to zero over the real number of steps:
+    the paper's fine-tuning), "cosine" (warmup, then to a tenth), "constant", or "onecycle" (PyTorch's
+    OneCycleLR with a cosine anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start).
+    warmup: share of the steps. clip: global gradient norm, None for no clipping. freeze: paths of the params
+    pytree that are not trained, whole or up to a slash ("embed", "layers", "layers/up"); they get neither
+    update nor decay. Raises ValueError for numbers that no training can have.
     """
 
     lr: float = 2e-5
@@ -30,31 +38,56 @@ class OptimizerConfig:
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.schedule not in ("linear", "cosine", "constant", "onecycle"):
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; expected linear, cosine, constant or onecycle."
-            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be a positive finite number, got {self.eps}.")
+        if not (0 <= self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise ValueError(
+                f"expected beta1 in [0, 1) and beta2 in (0, 1), got {self.beta1} and {self.beta2}."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be a positive norm, or None for no clipping, got {self.clip}.")
+        if isinstance(self.freeze, str):
+            raise ValueError(f"freeze is a tuple of paths, got {self.freeze!r}; write ({self.freeze!r},).")
+
+    def identity(self, steps: int) -> dict[str, int | float | str | tuple[str, ...] | None]:
+        """What the updates of a run of `steps` steps depend on: the fields, and the steps where they matter.
+
+        A constant rate depends on them through its warmup only; every other schedule is made for its steps.
+        """
+        stated = dataclasses.asdict(self)
+        if self.schedule != "constant":
+            return {**stated, "steps": steps}
+        del stated["warmup"]
+        return {**stated, "warmup_steps": round(self.warmup * steps)}
 
 
-def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
+def _anneal(start: float, end: float, share: Num[Array, ""]) -> Num[Array, ""]:
     return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
 
 
-def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float):
+def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float) -> ByStep:
     """PyTorch's two cosine phases: start -> peak until `peak_step`, then peak -> end at `last_step`."""
 
-    def value(count):
-        up = _anneal(start, peak, jnp.clip(count / peak_step, 0, 1))
+    def value(count: Int[Array, ""] | int) -> Num[Array, ""]:
+        # A cycle whose peak is its very first step has no way up.
+        share = count / peak_step if peak_step > 0 else jnp.ones_like(count, jnp.float32)
+        up = _anneal(start, peak, jnp.clip(share, 0, 1))
         down = _anneal(peak, end, jnp.clip((count - peak_step) / (last_step - peak_step), 0, 1))
         return jnp.where(count <= peak_step, up, down)
 
     return value
 
 
-def schedules(config: OptimizerConfig, steps: int):
-    """(learning rate, beta1) of optimizer step i = 0 … steps-1, each a function of i."""
+def schedules(config: OptimizerConfig, steps: int) -> tuple[ByStep, ByStep]:
+    """(learning rate, beta1) of the optimizer steps 0 … steps - 1."""
     c, warmup = config, round(config.warmup * steps)
     if c.schedule == "onecycle":
         peak_step = float(c.warmup * steps) - 1
@@ -75,7 +108,7 @@ def schedules(config: OptimizerConfig, steps: int):
     )
 
 
-def _scale_by_adam(beta1, beta2: float, eps: float) -> optax.GradientTransformation:
+def _scale_by_adam(beta1: ByStep, beta2: float, eps: float) -> optax.GradientTransformation:
     """Adam's direction; beta1 is a function of the step.
 
     optax.scale_by_adam takes 1 - beta2**t from float32 powers, 5e-5 off in the first steps of beta2 = 0.999;
@@ -102,7 +135,10 @@ def _scale_by_adam(beta1, beta2: float, eps: float) -> optax.GradientTransformat
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optax transformation for a run of `steps` steps."""
+    """The optax transformation for a run of `steps` steps.
+
+    Its init raises ValueError, naming the paths that there are, when a path of config.freeze is none of them.
+    """
     lr, beta1 = schedules(config, steps)
     tx = optax.chain(
         _scale_by_adam(beta1, config.beta2, config.eps),
@@ -113,10 +149,20 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         tx = optax.chain(optax.clip_by_global_norm(config.clip), tx)
     if not config.freeze:
         return tx
+    parts = {"trained": tx, "frozen": optax.set_to_zero()}
+    return optax.partition(parts, lambda params: _labels(params, config.freeze))
 
-    def label(path, _):
-        name = "/".join(str(entry.key) for entry in path)
-        return "frozen" if name.startswith(config.freeze) else "trained"
 
-    labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
-    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+def _labels(params: PyTree[Float[Array, "..."]], freeze: tuple[str, ...]) -> PyTree[str]:
+    """ "frozen" or "trained" for every parameter."""
+    within = lambda path, prefix: path == prefix or path.startswith(prefix + "/")
+    name = lambda path: "/".join(str(entry.key) for entry in path)
+    paths = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix in freeze:
+        if not any(within(path, prefix) for path in paths):
+            raise ValueError(f"freeze names {prefix!r}, which is no parameter; there are {', '.join(paths)}.")
+
+    def label(path: tuple, _: Float[Array, "..."]) -> str:
+        return "frozen" if any(within(name(path), prefix) for prefix in freeze) else "trained"
+
+    return jax.tree_util.tree_map_with_path(label, params)
