@@ -38,6 +38,9 @@ class RowReader(Protocol):
 Batches = RowReader | Callable[[int], Batch]
 """What `fit` trains on: a RowReader, or a function step -> Batch. Equal steps must give equal batches."""
 
+Reader = Callable[[int, int, int], Batch]
+"""read(step, start, stop): those rows of the step's batch."""
+
 
 def size(batches: Batches) -> tuple[int, int]:
     """(rows B, length T) of every batch."""
@@ -47,8 +50,8 @@ def size(batches: Batches) -> tuple[int, int]:
     return rows, length
 
 
-def reader(batches: Batches) -> Callable[[int, int, int], Batch]:
-    """read(step, start, stop): those rows of the step's batch, on the host."""
+def reader(batches: Batches) -> Reader:
+    """How rows of the batches are read on the host."""
     if isinstance(batches, RowReader):
         return lambda step, start, stop: {"tokens": batches.rows(step, start, stop)}
     return lambda step, start, stop: {k: np.asarray(v)[start:stop] for k, v in batches(step).items()}

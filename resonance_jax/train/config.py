@@ -7,6 +7,8 @@ import numbers
 from resonance_jax.train.optimizer import OptimizerConfig
 
 MAPPED = ("auto", "vmap", "map")
+SEEDS = 1 << 32
+"""Seeds are below it: they are 32 bits on the devices."""
 
 
 @dataclasses.dataclass(frozen=True)

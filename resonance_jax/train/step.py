@@ -29,6 +29,9 @@ segment_ids (optional): i32[B, T], the document that each token belongs to. Toke
 METRICS = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
 
+Metrics = dict[str, Float[Array, "..."]]
+"""METRICS by name: a number each, or an array over steps and runs."""
+
 IGNORE = -100
 """The label of a position that is not scored."""
 
@@ -142,7 +145,7 @@ def train_step(
     freqs: Frequencies,
     micro: int = 0,
     decoder: Callable[[Trained], Params] | None = None,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, Metrics]:
     """The next state and the step's METRICS; arguments as those of `gradients`."""
     # Adapters have a dropout of their own.
     key = jax.random.fold_in(state.key, state.step) if config.dropout or decoder else None
