@@ -80,9 +80,8 @@ def _fresh(config: Config, folder: Path, mesh, tokens, say):
         micro=micro_rows(rows, config.train_length, shards),
         save_seconds=config.save_seconds,
     )
-    freqs = rope.frequencies(spec, length=config.train_length)
     with report.training_progress("pretrain") as progress:
-        return train.fit(lm, batches, freqs, settings, folder / "pretrain", progress=progress).lm
+        return train.fit(lm, batches, spec, settings, folder / "pretrain", progress=progress).lm
 
 
 def shape_named(name: str):
