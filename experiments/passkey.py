@@ -79,7 +79,7 @@ def _check(config: Config) -> None:
     else:
         tokenizer = data.tokenizer(config.tokenizer or "bytes")
         for length in (*config.lengths, *config.stages):
-            passkey.garbage_characters(wording, length, lambda text: len(data.with_bos(tokenizer, text)))
+            passkey.garbage_characters(wording, length, lambda text: len(data.prompt_ids(tokenizer, text)))
 
 
 def _run(config: Config, folder: Path) -> None:

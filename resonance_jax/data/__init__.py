@@ -1,9 +1,9 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
 from resonance_jax.data import leval, posgen
-from resonance_jax.data.bos import with_bos
 from resonance_jax.data.corpora import Corpus, corpus
 from resonance_jax.data.files import Document
+from resonance_jax.data.prompts import prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
 from resonance_jax.data.tokens import Batches, TokenFile, token_file
 
@@ -16,7 +16,7 @@ __all__ = [
     "corpus",
     "leval",
     "posgen",
+    "prompt_ids",
     "token_file",
     "tokenizer",
-    "with_bos",
 ]

@@ -1,6 +1,7 @@
 """AdamW's settings; train.optimizer makes an optimizer of them."""
 
 import dataclasses
+import math
 
 SCHEDULES = ("linear", "cosine", "constant", "onecycle")
 
@@ -12,7 +13,7 @@ class OptimizerConfig:
     The schedules: "linear" (after the warmup down to zero over the real number of steps: the paper's
     fine-tuning), "cosine" (down to a tenth), "constant", and "onecycle" (PyTorch's OneCycleLR with a cosine
     anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). Raises ValueError for
-    another schedule, or a warmup that is no share.
+    numbers that no training can have.
     """
 
     lr: float = 2e-5
@@ -32,12 +33,35 @@ class OptimizerConfig:
     clip: float | None = None
     """Largest global norm of the gradient; none by default, as in the paper."""
     freeze: tuple[str, ...] = ()
-    """Prefixes of parameter paths that get neither update nor decay, such as layers/up."""
+    """Paths of parameters that get neither update nor decay, whole or up to a slash: embed, layers/up."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; expected linear, cosine, constant or onecycle."
-            )
+            raise ValueError(f"unknown schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be a positive finite number, got {self.eps}.")
+        if not (0 <= self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise ValueError(
+                f"expected beta1 in [0, 1) and beta2 in (0, 1), got {self.beta1} and {self.beta2}."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be a positive norm, or None for no clipping, got {self.clip}.")
+        if isinstance(self.freeze, str):
+            raise ValueError(f"freeze is a tuple of paths, got {self.freeze!r}; write ({self.freeze!r},).")
+
+    def identity(self, steps: int) -> dict[str, int | float | str | tuple[str, ...] | None]:
+        """What the updates of a run of `steps` steps depend on: the fields, and the steps where they matter.
+
+        A constant rate depends on them through its warmup only; every other schedule is made for its steps.
+        """
+        stated = dataclasses.asdict(self)
+        if self.schedule != "constant":
+            return {**stated, "steps": steps}
+        del stated["warmup"]
+        return {**stated, "warmup_steps": round(self.warmup * steps)}

@@ -6,7 +6,7 @@ from jaxtyping import Int32
 from resonance_jax.data.tokenizers import Tokenizer
 
 
-def with_bos(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, "T"]:
+def prompt_ids(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, "T"]:
     """The token ids of a text, after the tokenizer's BOS where it has one."""
     tokens, bos = tokenizer.encode(text), tokenizer.bos_id
     return tokens if bos is None else np.concatenate([[bos], tokens]).astype(np.int32)
