@@ -1,6 +1,8 @@
-"""To and from other software: Hugging Face weights and configs, and whether we compute what it does."""
+"""To and from other software: checkpoints of Hugging Face and llama.cpp; whether we compute what it does."""
 
-from resonance_jax.interop.hf_weights import load_hf, save_hf
+from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
+from resonance_jax.interop.hf_export import save_hf
+from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.interop.parity_check import Parity, parity
 
-__all__ = ["Parity", "load_hf", "parity", "save_hf"]
+__all__ = ["Checkpoint", "Parity", "load_hf", "open_checkpoint", "parity", "save_hf"]

@@ -7,6 +7,7 @@ compile time does not grow with depth.
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 from zlib import crc32
 
@@ -16,13 +17,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from resonance_jax import rope
+from resonance_jax import digest, rope
 from resonance_jax.model import parameters
 from resonance_jax.model.block_pairs import SAVED
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout
-from resonance_jax.model.lora import Adapted
+from resonance_jax.model.lora import Adapted, flatten
 from resonance_jax.model.sequence import attention
+from resonance_jax.parallel.gather import gathered
 from resonance_jax.parallel.mesh import automatic_axes, constrain
 
 Params = dict[str, Any]
@@ -282,6 +284,7 @@ class DecoderFields(TypedDict, total=False):
     rope: rope.RopeSpec | None
     params: Params
     context_length: int | None
+    source: Path | None
 
 
 class Decoder(nnx.Module):
@@ -296,6 +299,7 @@ class Decoder(nnx.Module):
         params: the params pytree (`lm.params` of another decoder).
         context_length: how many positions the checkpoint says that it serves (max_position_embeddings of
             a Hugging Face config.json), None if it does not say. Nothing is cut off there.
+        source: the checkpoint that the weights came from, whose tokenizer and token ids an export keeps.
     """
 
     def __init__(
@@ -306,11 +310,13 @@ class Decoder(nnx.Module):
         rope: rope.RopeSpec | None = None,
         params: Params | None = None,
         context_length: int | None = None,
+        source: Path | None = None,
     ):
         self.config = config
         self.mesh = mesh
         self.rope = rope
         self.context_length = context_length
+        self.source = source
         if params is None:
             params = _creator(config, mesh)(jax.random.key(0) if key is None else key)
         self.embed = nnx.Param(params["embed"])
@@ -348,6 +354,7 @@ class Decoder(nnx.Module):
             "mesh": self.mesh,
             "rope": self.rope,
             "context_length": self.context_length,
+            "source": self.source,
         }
         if "params" not in changes:
             own["params"] = self.params
@@ -360,6 +367,13 @@ class Decoder(nnx.Module):
     def shardings(self) -> Params:
         """Where each parameter lies on the mesh, as the params pytree."""
         return parameters.shardings(self.config, self.mesh)
+
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) of the parameters' bytes: what a result that is kept belongs to.
+
+        Parameters that lie on several hosts are gathered, one at a time.
+        """
+        return digest.of_arrays({path: gathered(x) for path, x in flatten(self.params).items()})
 
     def count_parameters(self) -> int:
         """The number of weights."""

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from experiments.command import guarded
 from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from configs.quickstart import Config as Quickstart
 from experiments import finetune
-from experiments.command import guarded
 from experiments.finetune import mesh_sizes, run
 from experiments.quickstart import shape_of
 from resonance_jax import interop, model, rope, train

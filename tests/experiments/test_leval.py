@@ -12,10 +12,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from experiments.command import guarded
 
 from configs.leval import PRESETS, Config
 from experiments import leval as command
-from experiments.command import guarded
 from resonance_jax import interop, model, rope
 from resonance_jax.data import leval
 from resonance_jax.files import read_json

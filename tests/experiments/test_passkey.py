@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from experiments.command import guarded
 
 from configs.passkey import PRESETS
 from experiments import passkey as command
-from experiments.command import guarded
 from resonance_jax import interop, model, rope
 from resonance_jax.evaluate import passkey
 from resonance_jax.files import read_json

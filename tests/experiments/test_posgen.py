@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from experiments.command import guarded
 
 from configs.posgen import PRESETS
 from experiments import posgen
-from experiments.command import guarded
 from resonance_jax import train
 from resonance_jax.files import read_json
 from resonance_jax.train import memory
