@@ -12,10 +12,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TypeVar, cast, overload
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 AnyPath = str | os.PathLike[str]
+if TYPE_CHECKING:
+    FilePath = Path
+else:  # the path of a URL has a Path's methods (etils), but is no Path
+    FilePath = PurePath
 T = TypeVar("T")
 
 REMEDY = "put back an undamaged copy, or remove the file to have it made anew"
@@ -26,7 +30,7 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
-def as_path(path: AnyPath) -> Path:
+def as_path(path: AnyPath) -> FilePath:
     """A pathlib.Path, or what behaves like one for a URL (etils.epath)."""
     if not is_remote(path):
         return Path(path)
@@ -107,7 +111,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def upload(source: Path, target: Path) -> None:
+def upload(source: Path, target: FilePath) -> None:
     """Copy a local file, or a folder with its config.json last, into an object store.
 
     A folder is complete when its config.json is there.
@@ -155,7 +159,7 @@ def read_json(path: AnyPath, kind: type = dict, remedy: str = REMEDY) -> object:
         value = parse_json(file.read_bytes(), str(path))
         return of_kind(value, kind, str(path))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise ValueError(f"{path} cannot be read: {reason(error)}.") from None
     except ValueError as error:
         raise ValueError(f"{str(error).removesuffix('.')}; {remedy}.") from None
 
@@ -195,6 +199,12 @@ def of_kind(value: object, kind: type[T], where: str) -> T:
 def _json_name(kind: type) -> str:
     names = {dict: "a JSON object", list: "a JSON array", str: "a string", bool: "true or false"}
     return names.get(kind, "null" if kind is type(None) else "a number")
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of another library says, as the end of a sentence of ours: one line, no full stop."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:300].rstrip(".") or type(error).__name__
 
 
 def decode_utf8(content: bytes, where: str, start: int = 0) -> str:

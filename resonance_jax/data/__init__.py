@@ -2,7 +2,7 @@
 
 from resonance_jax.data import leval, posgen
 from resonance_jax.data.corpora import Corpus, corpus
-from resonance_jax.data.files import Document
+from resonance_jax.data.documents import Document, LeftOut, LeftOutWarning
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
 from resonance_jax.data.tokens import Batches, TokenFile, token_file
 
@@ -10,6 +10,8 @@ __all__ = [
     "Batches",
     "Corpus",
     "Document",
+    "LeftOut",
+    "LeftOutWarning",
     "TokenFile",
     "Tokenizer",
     "corpus",
