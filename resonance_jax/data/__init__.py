@@ -1,10 +1,12 @@
 """Documents, tokens and batches: corpora, tokenizers, token files, PosGen sequences, L-Eval tasks."""
 
 from resonance_jax.data import leval, posgen
+from resonance_jax.data.batches import Batches
 from resonance_jax.data.corpora import Corpus, corpus
 from resonance_jax.data.documents import Document, LeftOut, LeftOutWarning
+from resonance_jax.data.ids import check_ids, document_ids, with_bos, without_bos
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
-from resonance_jax.data.tokens import Batches, TokenFile, token_file
+from resonance_jax.data.tokens import TokenFile, token_file
 
 __all__ = [
     "Batches",
@@ -14,9 +16,13 @@ __all__ = [
     "LeftOutWarning",
     "TokenFile",
     "Tokenizer",
+    "check_ids",
     "corpus",
+    "document_ids",
     "leval",
     "posgen",
     "token_file",
     "tokenizer",
+    "with_bos",
+    "without_bos",
 ]
