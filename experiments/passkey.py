@@ -57,7 +57,7 @@ def _check(config: Config) -> None:
         tokenizer = data.tokenizer(config.tokenizer or "bytes")
         for length in (*config.lengths, *config.stages):
             passkey.garbage_characters(
-                passkey.template(config.template), length, lambda text: len(data.with_bos(tokenizer, text))
+                passkey.template(config.template), length, lambda text: len(data.prompt_ids(tokenizer, text))
             )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.data.bos import with_bos
+from resonance_jax.data.ids import prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder
@@ -141,4 +141,4 @@ class Asker:
             return str(error)
 
     def _encode(self, text: str) -> Int32[np.ndarray, "T"]:
-        return with_bos(self.tokenizer, text)
+        return prompt_ids(self.tokenizer, text)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from resonance_jax import generate, rope
-from resonance_jax.data.bos import with_bos
+from resonance_jax.data.ids import prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.binomial import wilson
 from resonance_jax.model import Decoder
@@ -180,7 +180,7 @@ def training_batch(
     """
     again = "\n" + wording.question
     repeated = (again + wording.answer(wording.keys[1])) * (questions - 1)
-    most = garbage_characters(wording, length, lambda text: len(with_bos(tokenizer, text + repeated)))
+    most = garbage_characters(wording, length, lambda text: len(prompt_ids(tokenizer, text + repeated)))
     words = np.random.Philox(np.random.SeedSequence([seed, 2, step])).random_raw(3 * rows)
     uniform = (words >> np.uint64(11)).astype(np.float64).reshape(3, rows) * 2.0**-53
     first, last = wording.keys
@@ -188,7 +188,7 @@ def training_batch(
     targets = np.full((rows, length), -100, np.int32)
     for row, (draw, amount, depth) in enumerate(uniform.T):
         key = first + int(draw * (last - first + 1))
-        asked = with_bos(tokenizer, wording.prompt(key, int(amount * (most + 1)), depth))
+        asked = prompt_ids(tokenizer, wording.prompt(key, int(amount * (most + 1)), depth))
         answer, between = tokenizer.encode(wording.answer(key)), tokenizer.encode(again)
         told = np.concatenate([asked, *[answer, between] * questions])[: -len(between)]
         tokens[row, : len(told)] = told
@@ -228,9 +228,9 @@ def cell(
     """
     if not 0 <= depth <= 1 or trials < 1:
         raise ValueError(f"expected a depth in 0 … 1 and at least 1 trial, got {depth} and {trials}.")
-    characters = garbage_characters(wording, length, lambda text: len(with_bos(tokenizer, text)))
+    characters = garbage_characters(wording, length, lambda text: len(prompt_ids(tokenizer, text)))
     keys = draw_keys(wording, trials, seed + round(1e6 * depth) + length)
-    prompts = [with_bos(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
+    prompts = [prompt_ids(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
     longest = max(map(len, prompts)) + wording.max_new_tokens
     freqs = rope.frequencies(spec, length=longest)
     said: list[str] = []

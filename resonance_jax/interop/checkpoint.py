@@ -69,7 +69,7 @@ class Checkpoint:
         """SHA-256 (hex) over the bytes of the files that hold the weights."""
         return digest.of_files([self.path] if self.gguf is not None else weight_files(self.path))
 
-    def tokenizer(self, bos: str | int | None = None, eos: str | int | None = None) -> data.Tokenizer:
+    def tokenizer(self, bos: str | int = "auto", eos: str | int = "auto") -> data.Tokenizer:
         """The checkpoint's own tokenizer; bos and eos as data.tokenizer takes them."""
         if self.gguf is None:
             return data.tokenizer(self.path, bos=bos, eos=eos)

@@ -10,7 +10,7 @@ from resonance_jax.evaluate.bootstrap import Interval
 from resonance_jax.evaluate.journal import Journal
 
 BYTES = data.tokenizer("bytes")
-count = lambda text: len(data.with_bos(BYTES, text))
+count = lambda text: len(data.prompt_ids(BYTES, text))
 
 
 def test_the_original_wording_to_the_letter():
