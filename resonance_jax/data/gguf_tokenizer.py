@@ -65,18 +65,24 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
                 "Give the model's tokenizer.json with --tokenizer."
             )
         split = SPLITS[str(name)]
-        made = {"tokenizer.json": _byte_level(file, tokens, types, split).to_str().encode()}
+        made = _byte_level(file, tokens, types, split)
     elif kind == "llama":
         split = Split((), bos=True)
-        made = {"tokenizer.model": _sentencepiece(file, tokens, types)}
+        made = _sentencepiece(file, tokens, types)
     else:
         raise ValueError(
             f"{file.path} has a tokenizer of kind {kind!r}; known are gpt2 and llama. Give the model's own "
             "files with --tokenizer."
         )
-    stated = _config(file, tokens, types, split.bos)
+    stated = _config(file, tokens, split.bos)
+    if isinstance(made, bytes):
+        files = {"tokenizer.model": made}
+    else:
+        if stated["add_bos_token"]:
+            _put_in_front(made, file, stated.get("bos_token"))
+        files = {"tokenizer.json": made.to_str().encode()}
     return {
-        **made,
+        **files,
         "tokenizer_config.json": (json.dumps(stated, indent=2, ensure_ascii=False) + "\n").encode(),
     }
 
@@ -148,7 +154,18 @@ def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> bytes
     return model.SerializeToString()
 
 
-def _config(file: GgufFile, tokens: list[str], types: list[int], bos: bool) -> dict:
+def _put_in_front(made: "tokenizers.Tokenizer", file: GgufFile, bos: str | None) -> None:
+    """Let the tokenizer add BOS itself, as transformers' tokenizers do."""
+    from tokenizers.processors import TemplateProcessing
+
+    if bos is None:
+        raise ValueError(f"{file.path} puts BOS in front of texts, but states no bos_token_id.")
+    made.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, made.token_to_id(bos))]
+    )
+
+
+def _config(file: GgufFile, tokens: list[str], bos: bool) -> dict:
     """A tokenizer_config.json: the special tokens, whether BOS goes in front, the chat template."""
     stated: dict = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name, number in special_ids(file).items():

@@ -47,8 +47,8 @@ class Journal:
         for other in {str(r[MADE_BY]) for r in others}:
             aside = self.path.with_name(f"{self.path.name}.{other[:8]}")
             warnings.warn(
-                f"{self.path} holds results of other inputs (weights, encoding, text or settings have changed); "
-                f"they are kept in {aside.name}, and everything is done anew."
+                f"{self.path} holds results of other inputs (weights, encoding, text or settings have "
+                f"changed); they are kept in {aside.name}, and everything is done anew."
             )
             _write(aside, [r for r in others if r[MADE_BY] == other])
         if len(self.records) < len(lines) or whole < len(content):

@@ -6,7 +6,7 @@ import pytest
 
 from resonance_jax.evaluate.journal import Journal
 
-RECORDS = [{"id": f"q{i}", "said": "é" * i, "right": i % 2} for i in range(5)]
+RECORDS = [{"id": f"q{i}", "said": "é\u2028\n" * i, "right": i % 2} for i in range(5)]
 MADE_BY = {"weights": "a", "encoding": ["b", 1]}
 
 
