@@ -9,11 +9,12 @@ import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 
 AnyPath = str | os.PathLike[str]
 if TYPE_CHECKING:
@@ -111,6 +112,17 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def found_at(path: AnyPath) -> Literal["a file", "a folder", "missing", "a pipe or a device"]:
+    """What is at a local path, links followed. ValueError if it cannot be looked at."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in it
+        raise ValueError(f"{os.fspath(path)!r} cannot be read: {reason(error)}.") from None
+    return "a file" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+
+
 def upload(source: Path, target: FilePath) -> None:
     """Copy a local file, or a folder with its config.json last, into an object store.
 
@@ -152,9 +164,8 @@ def read_json(path: AnyPath, kind: type = dict, remedy: str = REMEDY) -> object:
             its value is of another kind.
     """
     file = as_path(path)
-    if not is_remote(path) and not file.is_file():
-        found = "is not a regular file" if file.exists() else "is missing"
-        raise ValueError(f"{path} {found}, expected a JSON file; {remedy}.")
+    if not is_remote(path) and (found := found_at(path)) != "a file":
+        raise ValueError(f"{path} is {found}, expected a JSON file; {remedy}.")
     try:
         value = parse_json(file.read_bytes(), str(path))
         return of_kind(value, kind, str(path))
@@ -220,3 +231,12 @@ def decode_utf8(content: bytes, where: str, start: int = 0) -> str:
             f"{where} is not UTF-8: byte {content[error.start]:#04x} at offset {start + error.start}; "
             "convert it to UTF-8 first."
         ) from None
+
+
+def half_surrogate(text: str) -> int | None:
+    """Where a string holds half of a surrogate pair, which JSON can spell and UTF-8 cannot; None: nowhere."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

@@ -140,9 +140,9 @@ def test_damaged_json_is_one_sentence_that_says_what_to_do(tmp_path, damage):
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for name, found in (
-        ("pipe.json", "is not a regular file"),
+        ("pipe.json", "is a pipe"),
         ("none.json", "is missing"),
-        (".", "not a regular"),
+        (".", "is a folder"),
     ):
         with pytest.raises(ValueError, match=found):
             read_json(tmp_path / name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from resonance_jax.files import decode_utf8, reason
+from resonance_jax.files import decode_utf8, found_at, reason
 
 BOM = b"\xef\xbb\xbf"
 HEAD_BYTES = 8192
@@ -61,9 +61,8 @@ def open_content(path: Path) -> Iterator[io.BufferedReader]:
         ValueError: it is no regular file (a pipe would block), cannot be read to its end, or holds data of
             a kind that is not read here.
     """
-    if not path.is_file():
-        found = "is not a regular file" if path.exists() else "is missing"
-        raise ValueError(f"{path} {found}.")
+    if (found := found_at(path)) != "a file":
+        raise ValueError(f"{path} is {found}, expected a file.")
     try:
         with path.open("rb") as file, _decompressed(path, file) as stream:
             head = stream.peek(HEAD_BYTES)

@@ -18,6 +18,7 @@ from resonance_jax.data.documents import Document, Item, LeftOut, LeftOutWarning
 from resonance_jax.data.files import check_name, file_items
 from resonance_jax.data.folders import File, folder_files, walk
 from resonance_jax.data.splits import split_by_name
+from resonance_jax.files import found_at
 
 NAMES = ("stdlib", "pg19", "gov_report/<config>", "scrolls/gov_report")
 
@@ -178,12 +179,13 @@ def corpus(
 
         return Corpus(name, *tfds_corpora.readers(name, data_dir), default_split="heldout")
     path = Path(name_or_path)
-    if name and path.is_dir():
+    found = found_at(path) if name else "missing"
+    if found == "a folder":
         read = functools.partial(_files, folder_files(path, text_field), text_field)
-    elif path.is_file():
+    elif found == "a file":
         read = functools.partial(file_items, path, path.name, text_field)
-    elif name and path.exists():
-        raise ValueError(f"{path} is neither a file nor a folder: save what it holds in a file first.")
+    elif found == "a pipe or a device":
+        raise ValueError(f"{path} is a pipe or a device: save what it holds in a file first.")
     else:
         raise ValueError(
             f"There is no file or folder {name!r} and no corpus of that name; known are {', '.join(NAMES)}."

@@ -20,6 +20,7 @@ from resonance_jax.data.content import container_of, is_binary, read_text, suffi
 from resonance_jax.data.documents import Document, Item, LeftOut
 from resonance_jax.data.records import json_items, json_shape
 from resonance_jax.data.tables import table_items
+from resonance_jax.files import half_surrogate
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 LINES_SUFFIXES = (".jsonl", ".ndjson")
@@ -84,5 +85,5 @@ def file_items(path: Path, name: str, text_field: str, kind: Kind | None = None)
 
 def check_name(name: str) -> None:
     """Refuse a file name that is not UTF-8: it could not be printed, nor written into results."""
-    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+    if half_surrogate(name) is not None:
         raise ValueError(f"The file name {name!a} is not UTF-8: rename the file.")

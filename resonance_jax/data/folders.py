@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resonance_jax.data.files import Kind, kind_of
-from resonance_jax.files import of_kind, read_json, reason
+from resonance_jax.files import found_at, of_kind, read_json, reason
 
 # Written beside the data by `datasets`, Spark and Dask.
 METADATA = (
@@ -45,8 +45,8 @@ def folder_files(folder: Path, text_field: str) -> list[File]:
     """
     files = []
     for path, name in walk(folder, lambda part: not part.startswith("."), follow=True):
-        if not path.is_file():
-            found = "neither a file nor a folder" if path.exists() else "a link to nothing"
+        if (found := found_at(path)) != "a file":
+            found = "a link to nothing" if found == "missing" else found
             raise ValueError(f"{path} is {found}: remove it from the corpus.")
         if path.name not in METADATA and path.suffix != ".lock" and not _is_cache(path):
             files.append(File(path, name, kind_of(path, text_field)))

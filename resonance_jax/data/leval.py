@@ -11,7 +11,7 @@ from pathlib import Path
 
 from resonance_jax.data.content import lines
 from resonance_jax.data.records import line_record
-from resonance_jax.files import of_kind
+from resonance_jax.files import found_at, half_surrogate, of_kind
 
 MAX_NEW_TOKENS = 512
 WORDS_DROPPED_EACH_ROUND = 250
@@ -105,7 +105,7 @@ def read(folder: str | Path, task: str) -> tuple[list[Question], list[str]]:
         ValueError: the task is unknown, or its file is missing or cannot be read to its end.
     """
     path = Path(folder) / f"{_known(task)}.jsonl"
-    if not path.is_file():
+    if found_at(path) == "missing":
         raise ValueError(f"There is no {path}: expected L-Eval's file of the task {task}.")
     questions, problems = [], []
     for number, line in enumerate(lines(path)):
@@ -118,7 +118,7 @@ def read(folder: str | Path, task: str) -> tuple[list[Question], list[str]]:
             where = f"Question {index} in {line.where}"
             if not instruction.strip() or not answer.strip():
                 problems.append(f"{where} is empty or has an empty answer.")
-            elif not (_is_text(instruction) and _is_text(answer)):
+            elif half_surrogate(instruction + "\n" + answer) is not None:
                 problems.append(f"{where} or its answer holds half a surrogate pair.")
             else:
                 id = f"{number}:{index}"
@@ -140,7 +140,7 @@ def _document(record: dict[str, object], where: str) -> _Record:
     text = of_kind(record.get("input"), str, field("input"))
     if not text.strip():
         raise ValueError(f"The document in {where} is empty.")
-    if not _is_text(text):
+    if half_surrogate(text) is not None:
         raise ValueError(f"The document in {where} holds half a surrogate pair.")
     instructions, outputs = (
         [
@@ -153,11 +153,6 @@ def _document(record: dict[str, object], where: str) -> _Record:
         raise ValueError(f"There are {len(instructions)} instructions but {len(outputs)} outputs in {where}.")
     evaluation = of_kind(record.get("evaluation", "exam"), str, field("evaluation"))
     return _Record(text, list(zip(instructions, outputs, strict=True)), evaluation)
-
-
-def _is_text(text: str) -> bool:
-    """Whether the string can be encoded: JSON may hold half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def document_budget(context: str) -> int:

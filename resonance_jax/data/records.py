@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from resonance_jax.data.content import Line, lines, read_text, suffix_of
 from resonance_jax.data.documents import Document, Item, LeftOut
-from resonance_jax.files import of_kind, parse_json
+from resonance_jax.files import half_surrogate, of_kind, parse_json
 
 TOKENS_FIELD = "input_ids"
 
@@ -107,10 +107,8 @@ def record_item(name: str, record: Mapping[str, object], text_field: str, where:
     tokens = None if ids is None else _tokens(ids, where)
     if not text and (tokens is None or not len(tokens)):
         return LeftOut(name, _nothing_in(record, text_field, where))
-    try:
-        (text or "").encode("utf-8")
-    except UnicodeEncodeError as error:
-        return LeftOut(name, f"The text in {where} holds half a surrogate pair at character {error.start}.")
+    if text and (at := half_surrogate(text)) is not None:
+        return LeftOut(name, f"The text in {where} holds half a surrogate pair at character {at}.")
     return Document(name, text or "", tokens)
 
 

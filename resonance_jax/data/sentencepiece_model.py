@@ -12,6 +12,7 @@ from jaxtyping import Int, Int32
 from resonance_jax.data.chat import chat_template_in
 from resonance_jax.data.special_tokens import Added, Beside, end_ids, special_id
 from resonance_jax.data.tokenizers import Tokenizer, fingerprint_of
+from resonance_jax.files import half_surrogate
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -95,12 +96,8 @@ class SentencePiece(Tokenizer):
 
     def _encode(self, text: str, offset: int) -> list[int]:
         goes_on = offset and (not self._legacy or text.startswith((" ", "▁")))
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The text holds half a surrogate pair at character {offset + error.start}."
-            ) from None
+        if (at := half_surrogate(text)) is not None:
+            raise ValueError(f"The text holds half a surrogate pair at character {offset + at}.")
         return (self._within if goes_on else self._processor).encode(text, out_type=int)
 
     def _pattern(self, parse_special: bool) -> tuple[re.Pattern[str], list[int]]:

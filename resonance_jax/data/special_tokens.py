@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from resonance_jax.files import of_kind, read_json
+from resonance_jax.files import half_surrogate, of_kind, read_json
 
 WELL_KNOWN_EOS = ("</s>", "<|end_of_text|>")
 REMEDY = "put back an undamaged copy"
@@ -67,8 +67,11 @@ class Beside:
         return {} if "added_tokens_decoder" in self.tokenizer_config else self.special_tokens_map
 
     def _content(self, value: object, what: str) -> str:
-        text = value.get("content") if isinstance(value, dict) else value
-        return of_kind(text, str, f"The {what} of the tokenizer in {self.folder}")
+        where = f"The {what} of the tokenizer in {self.folder}"
+        text = of_kind(value.get("content") if isinstance(value, dict) else value, str, where)
+        if half_surrogate(text) is not None:
+            raise ValueError(f"{where} holds half a surrogate pair.")
+        return text
 
     def tokens(self) -> dict[str, str]:
         """The texts of all special tokens that have one, by name ("bos_token" …)."""

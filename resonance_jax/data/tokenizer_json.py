@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from resonance_jax.data.chat import chat_template_in
-from resonance_jax.data.special_tokens import Beside, end_ids, special_id
+from resonance_jax.data.special_tokens import REMEDY, Beside, end_ids, special_id
 from resonance_jax.data.tokenizers import Tokenizer, fingerprint_of
-from resonance_jax.files import reason
+from resonance_jax.files import read_json, reason
 
 if TYPE_CHECKING:
     import tokenizers
@@ -85,6 +85,7 @@ def _opened(path: Path) -> "tokenizers.Tokenizer":
     try:
         made = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
+        read_json(path, dict, REMEDY)  # which says it better where the file is not even JSON
         raise ValueError(
             f"{path} is not a tokenizer.json that `tokenizers` reads: {reason(error)}."
         ) from None

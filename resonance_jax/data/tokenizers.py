@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 
 from resonance_jax.data import chat
 from resonance_jax.data.special_tokens import special_id
+from resonance_jax.files import found_at, half_surrogate
 
 
 class Tokenizer(ABC):
@@ -91,12 +92,12 @@ def tokenizer(name_or_path: str | Path, *, bos: str | int = "auto", eos: str | i
     if str(name_or_path) == "bytes":
         return Bytes(bos, eos)
     path = Path(name_or_path)
-    if path.is_dir() and str(name_or_path):
+    if str(name_or_path) and found_at(path) == "a folder":
         found = [path / file for file in ("tokenizer.json", "tokenizer.model") if (path / file).is_file()]
         if not found:
             raise ValueError(f"The directory {path} holds no tokenizer.json and no tokenizer.model.")
         path = found[0]
-    if not path.is_file():
+    if found_at(path) != "a file":
         raise ValueError(
             f"There is no tokenizer {str(name_or_path)!r}: expected 'bytes', a tokenizer.json, "
             "a tokenizer.model or a directory with one of them."
@@ -125,12 +126,9 @@ class Bytes(Tokenizer):
 
     def encode(self, text: str, parse_special: bool = False) -> Int32[np.ndarray, "T"]:
         """As `Tokenizer.encode`; no text spells BOS or EOS. ValueError if half a surrogate pair is in it."""
-        try:
-            return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The text holds half a surrogate pair at character {error.start}, which has no bytes."
-            ) from None
+        if (at := half_surrogate(text)) is not None:
+            raise ValueError(f"The text holds half a surrogate pair at character {at}, which has no bytes.")
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int | np.integer] | Int[np.ndarray, "T"]) -> str:
         """The text; ids that are no byte are dropped, bytes that are not UTF-8 become U+FFFD."""

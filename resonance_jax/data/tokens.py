@@ -20,7 +20,7 @@ from resonance_jax.data.corpora import Corpus
 from resonance_jax.data.documents import LeftOut
 from resonance_jax.data.ids import check_ids, document_ids, with_bos
 from resonance_jax.data.tokenizers import Tokenizer
-from resonance_jax.files import move, read_json, reason, remove_leftovers, scratch_file, write_json
+from resonance_jax.files import found_at, move, read_json, reason, remove_leftovers, scratch_file, write_json
 
 RULES = {"bos_eos": (True, True), "bos": (True, False), "eos": (False, True), "none": (False, False)}
 """rule: (BOS before, EOS after) each document"""
@@ -77,8 +77,8 @@ class TokenFile:
         """
         self.path = Path(path).with_suffix(".npy")
         for file in (self.path, self.path.with_suffix(".json")):
-            if not file.is_file():
-                raise ValueError(f"There is no token file {self.path}: {file} is missing.")
+            if (found := found_at(file)) != "a file":
+                raise ValueError(f"There is no token file {self.path}: {file} is {found}.")
         stored = read_json(self.path.with_suffix(".json"), dict, REMEDY)
         if stored.get("format") != FORMAT:
             raise ValueError(f"The token file {self.path} is of another version of this program: {REMEDY}.")

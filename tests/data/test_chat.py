@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from resonance_jax import data
-from tests.data.test_special_tokens import byte_level, stated, theirs
+from tests.data.small_tokenizers import byte_level, stated, theirs
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

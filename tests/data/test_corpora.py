@@ -312,6 +312,8 @@ def test_empty(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
     assert "a.jsonl is empty: it holds no text." in complaint(tmp_path / "a.jsonl")
     assert "no file or folder ''" in complaint("")
+    assert "cannot be read: File name too long" in complaint("x" * 5000)
+    assert "cannot be read: embedded null" in complaint("a\0b")
     (tmp_path / "folder").mkdir()
     assert "holds no text file" in complaint(tmp_path / "folder")
 

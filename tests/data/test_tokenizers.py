@@ -138,6 +138,8 @@ def test_bad_input_is_one_sentence(bpe, tmp_path):
     assert "tiktoken" in complaint(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "not a tokenizer.json" in complaint(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(bpe.read_bytes()[:-9])
+    assert "tokenizer.json is not JSON: it breaks off at its end; put back" in complaint(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(bpe.read_bytes())
     (tmp_path / "config.json").write_text("{")
     assert "config.json is not JSON" in complaint(tmp_path)
