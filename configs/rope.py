@@ -40,11 +40,9 @@ class Table:
     dynamic_factor: float | None = None
     """Dynamic NTK's f; None is the paper's 1."""
     long_factor: tuple[float, ...] | None = None
-    """LongRoPE's factors, one a pair; only longrope needs them."""
-
-
-OPTIONS = ("beta_fast", "beta_slow", "ramp", "truncate", "attention_factor", "dynamic_factor", "long_factor")
-"""Fields that single methods take."""
+    """LongRoPE's factors, one per pair; only longrope needs them."""
+    options: tuple[str, ...] = ()
+    """NAME=VALUE of any other option that a method takes, such as low_freq_factor=2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +92,11 @@ class Export:
     checkpoint: str
     """A Hugging Face directory (LLaMA or Mistral)."""
     encoding: str = "resonance-yarn"
-    """A name as `show` takes it; where transformers has no name for it, it is written as longrope."""
+    """A name as `show` takes it, or "own"; where transformers has no name for it, as longrope."""
     out: str | None = None
     """The directory to write; default: hf in the run folder."""
-    scale: float = 8.0
-    """The paper's s, for methods that take one."""
+    scale: float | None = None
+    """The paper's s, for methods that take one; default: the checkpoint's for its own method, else 8."""
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     length: int | None = None

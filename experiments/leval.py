@@ -7,7 +7,6 @@ Stop it at any time: the same command goes on with the next question. It exits w
 questions had to be left out, and says which. configs/leval.py has every setting.
 """
 
-import dataclasses
 from pathlib import Path
 
 from configs.leval import PRESETS, Config
@@ -137,7 +136,7 @@ def write_results(folder: Path, config: Config, results: list, left_out: list, s
         "left_out": left_out,
         "checkpoint": config.checkpoint,
         "data": config.data,
-        "encoding": dataclasses.asdict(spec),
+        "encoding": spec.to_dict(),
         "title": spec.title,
         "machine": report.machine(),
     }

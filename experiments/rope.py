@@ -8,16 +8,24 @@
 configs/rope.py has every setting.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from configs.rope import OPTIONS, Explain, Export, Numerics, Show, Table
+from configs.rope import Explain, Export, Numerics, Show, Table
 from experiments.command import guarded, open_run
 from resonance_jax.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int32
+
+    from resonance_jax.rope import Frequencies, RopeSpec
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,25 +48,43 @@ def lengths(scale: float | None, train_length: int, length: int | None) -> tuple
     return scale, int(scale * train_length) if length is None else length
 
 
-def specs_of(names: Iterable[str], c: Table) -> dict:
+def specs_of(names: Iterable[str], c: Table) -> "dict[str, RopeSpec]":
     """{title: RopeSpec} of encodings by name. Raises ValueError for an option that none of them takes."""
     from resonance_jax import rope
 
     scale, _ = lengths(c.scale, c.train_length, c.length)
     given = {"head_dim": c.head_dim, "base": c.base, "scale": scale, "train_length": c.train_length}
     given["short_factor"] = (1.0,) * (c.head_dim // 2)
-    options = {name: getattr(c, name) for name in OPTIONS if getattr(c, name) is not None}
+    options = options_of(c)
     specs, taken = {}, set()
     for name in names:
         spec = rope.named(name, **given, **options)
-        taken |= {option for option, value in options.items() if getattr(spec, option) == value}
+        taken |= rope.METHODS[spec.method].options.keys()
         specs[spec.title] = spec
     for option in options.keys() - taken:
         raise ValueError(f"none of {', '.join(names)} takes --{option.replace('_', '-')}; leave it out.")
     return specs
 
 
-def tables_of(names: Iterable[str], c: Table) -> tuple[dict, dict, int]:
+def options_of(c: Table) -> dict[str, object]:
+    """The options of single methods that were given, as flags or as --options NAME=VALUE."""
+    from resonance_jax import rope
+
+    names = {name for record in rope.METHODS.values() for name in record.options}
+    flags = {name: getattr(c, name) for name in names if getattr(c, name, None) is not None}
+    more = {}
+    for entry in c.options:
+        name, equals, value = entry.partition("=")
+        if not equals or name in flags or name in more:
+            raise ValueError(f"--options {entry!r}: expected NAME=VALUE, each name once.")
+        try:
+            more[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            more[name] = value
+    return flags | more
+
+
+def tables_of(names: Iterable[str], c: Table) -> "tuple[dict[str, RopeSpec], dict[str, Frequencies], int]":
     """({title: RopeSpec}, {title: Frequencies}, L')."""
     from resonance_jax import rope
 
@@ -92,7 +118,7 @@ def explain(config: Explain) -> None:
             print(rope.explain(spec, length=length if spec.dynamic else None))
 
 
-def records(specs: dict, tables: dict) -> dict:
+def records(specs: "dict[str, RopeSpec]", tables: "dict[str, Frequencies]") -> dict[str, object]:
     from resonance_jax import rope
 
     return {title: rope.to_record(tables[title], spec) for title, spec in specs.items()}
@@ -157,7 +183,7 @@ def export(config: Export) -> int:
     from resonance_jax import report
 
     source = Path(config.checkpoint)
-    spec, length = export_spec(config, source)
+    spec, train_length, length = export_spec(config, source)
     folder = open_run("rope-export", config)
     out = Path(config.out or folder / "hf")
     write_export(config, source, out, spec, length, folder / "encoding.json")
@@ -173,32 +199,39 @@ def export(config: Export) -> int:
         from resonance_jax.interop.export_check import check_export
 
         tokens, text = check_tokens(config, source, out, length)
-        found = check_export(out, tokens, (spec.train_length, length), spec.train_length, config.new_tokens)
+        found = check_export(out, tokens, (train_length, length), train_length, config.new_tokens)
         result = {"encoding": spec.title, "text": text, **found, "machine": report.machine()}
         write_text(folder / "export.csv", report.csv_text(found["rows"]))
         write_json(folder / "export.json", result)
     return show_check(read_json(folder / "export.json"), config.tolerance)
 
 
-def export_spec(config: Export, source: Path):
-    """(RopeSpec, L') of the exported encoding."""
+def export_spec(config: Export, source: Path) -> "tuple[RopeSpec, int, int]":
+    """(RopeSpec, L, L') of the exported encoding."""
     from resonance_jax import rope
     from resonance_jax.interop.hf_config import from_hf_config, read_config
+    from resonance_jax.rope.names import parse_name
 
     if not source.is_dir():
         raise ValueError(f"{source} is not a directory; expected one with config.json and *.safetensors.")
     _, own = from_hf_config(read_config(source))
-    train_length = config.train_length or own.train_length
+    train_length = own.train_length if config.train_length is None else config.train_length
     if train_length is None:
         raise ValueError(f"{source}/config.json states no training length; give it with --train-length.")
-    scale, length = lengths(config.scale, train_length, config.length)
+    method = own.method if config.encoding == "own" else parse_name(config.encoding)[0]
+    scale = config.scale
+    if scale is None:
+        scale = own.scale if method == own.method and rope.METHODS[method].takes_scale else 8.0
+    length = int(scale * train_length) if config.length is None else config.length
     if length < train_length:
         raise ValueError(f"--length {length} is less than the training length {train_length}.")
-    settings = {"head_dim": own.head_dim, "base": own.base, "scale": scale, "train_length": train_length}
-    return rope.named(config.encoding, **settings), length
+    spec = rope.restate(own, config.encoding, scale=scale, train_length=train_length)
+    return spec, train_length, length
 
 
-def write_export(config: Export, source: Path, out: Path, spec, length: int, record: Path) -> None:
+def write_export(
+    config: Export, source: Path, out: Path, spec: "RopeSpec", length: int, record: Path
+) -> None:
     """The directory, with the tokenizer's files beside the weights; a second call finds it finished."""
     from resonance_jax import interop, rope
     from resonance_jax.interop.hf_config import read_config
@@ -218,8 +251,10 @@ def write_export(config: Export, source: Path, out: Path, spec, length: int, rec
             shutil.copyfile(source / name, out / name)
 
 
-def check_tokens(config: Export, source: Path, out: Path, length: int):
-    """(i32[length], what they are): held-out text, or random ids where there is no tokenizer."""
+def check_tokens(
+    config: Export, source: Path, out: Path, length: int
+) -> 'tuple[Int32[np.ndarray, "length"], str]':
+    """(token ids, what they are): held-out text, or random ids where there is no tokenizer."""
     import numpy as np
 
     from resonance_jax import data
@@ -235,7 +270,8 @@ def check_tokens(config: Export, source: Path, out: Path, length: int):
             f"the tokenizer has {tokenizer.vocab_size} tokens, but {source} embeds {vocab_size}; give the "
             "model's own with --tokenizer."
         )
-    parts, size = [] if tokenizer.bos_id is None else [[tokenizer.bos_id]], 0
+    parts = [] if tokenizer.bos_id is None else [np.array([tokenizer.bos_id])]
+    size = 0
     for document in data.corpus(config.corpus).split("heldout"):
         parts.append(tokenizer.encode(document.text) if document.tokens is None else document.tokens)
         size += len(parts[-1])
@@ -244,7 +280,7 @@ def check_tokens(config: Export, source: Path, out: Path, length: int):
     raise ValueError(f"{config.corpus} holds out only {size:,} tokens; {length:,} are needed.")
 
 
-def show_check(result: dict, tolerance: float) -> int:
+def show_check(result: dict[str, Any], tolerance: float) -> int:
     """Print the comparison; 1 where the export is not the same model in transformers."""
     from resonance_jax.report import print_table
 

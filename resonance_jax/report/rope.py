@@ -6,21 +6,29 @@
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Float64
 
 from resonance_jax import rope
 from resonance_jax.report.plots import _mark, new_figure, save, style
 
 Tables = Mapping[str, rope.Frequencies]
+Rows = list[dict[str, Any]]
+"""What CSV files hold: one dictionary per row, column -> value."""
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SEEN, _UNSEEN = "#56B4E9", "#D55E00"
 _BLOCK = 4096
 
 
-def pair_rows(tables: Tables, train_length: int, length: int) -> list[dict]:
-    """One row a pair: wavelength (positions), frequency (radians a position), feature gap up to `length`."""
+def pair_rows(tables: Tables, train_length: int, length: int) -> Rows:
+    """One row per pair: wavelength in positions, radians per position, feature gap up to `length`."""
     rows = []
     for label, freqs in tables.items():
         wavelength, gap = rope.wavelengths(freqs), rope.feature_gap(freqs, train_length, length)
@@ -38,8 +46,8 @@ def pair_rows(tables: Tables, train_length: int, length: int) -> list[dict]:
     return rows
 
 
-def summary(rows: list[dict], tables: Tables) -> list[dict]:
-    """One row an encoding, of pair_rows(): the critical dimension, the ends of its wavelengths, its gaps."""
+def summary(rows: Rows, tables: Tables) -> Rows:
+    """One row per encoding, made of pair_rows(): critical dimension, ends of its wavelengths, gaps."""
     lines = []
     for label, own in _of(rows).items():
         early = [row["feature_gap"] for row in own if row["pre_critical"]]
@@ -60,8 +68,8 @@ def summary(rows: list[dict], tables: Tables) -> list[dict]:
     return lines
 
 
-def decay(freqs: rope.Frequencies, length: int) -> np.ndarray:
-    """The attention score of equal queries and keys at distances 0 … length-1, as a share of |q||k|: f64[n].
+def decay(freqs: rope.Frequencies, length: int) -> Float64[np.ndarray, "length"]:
+    """The attention score of equal queries and keys at distances 0 … length-1, as a share of |q||k|.
 
     A² · mean over pairs of cos(m theta_j): what q · k becomes, in expectation, for a random q = k whose size
     is spread evenly over the pairs (RoFormer section 3.4.3 bounds the same sum; A is YaRN's factor).
@@ -76,8 +84,8 @@ def decay(freqs: rope.Frequencies, length: int) -> np.ndarray:
     return score * float(freqs.attention_factor)
 
 
-def decay_rows(tables: Tables, length: int, points: int = 48) -> list[dict]:
-    """decay() averaged over logarithmic bins of distance [from, to), one row a bin."""
+def decay_rows(tables: Tables, length: int, points: int = 48) -> Rows:
+    """decay() averaged over logarithmic bins of distance [from, to), one row per bin."""
     edges = np.unique(np.geomspace(1, length, points).astype(int))
     rows = []
     for label, freqs in tables.items():
@@ -95,8 +103,8 @@ def straying_pair(freqs: rope.Frequencies, train_length: int, length: int) -> in
     return int(np.where(twice, gap, -1.0).argmax())
 
 
-def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> list[dict]:
-    """The angle of one pair at every position (in turns, 0 to 1), one row a position.
+def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> Rows:
+    """The angle of one pair at every position (in turns, 0 to 1), one row per position.
 
     Raises ValueError where there is no such pair, or unless 0 < train_length < length.
     """
@@ -121,18 +129,18 @@ def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> lis
     return rows
 
 
-def _of(rows: list[dict]) -> dict[str, list[dict]]:
-    grouped: dict[str, list[dict]] = {}
+def _of(rows: Rows) -> dict[str, Rows]:
+    grouped: dict[str, Rows] = {}
     for row in rows:
         grouped.setdefault(row["encoding"], []).append(row)
     return grouped
 
 
-def _column(rows: list[dict], name: str) -> np.ndarray:
+def _column(rows: Rows, name: str) -> Float64[np.ndarray, "rows"]:
     return np.asarray([row[name] for row in rows], np.float64)
 
 
-def wavelength_plot(rows: list[dict], path: str | Path, train_length: int, length: int) -> None:
+def wavelength_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
     """Wavelength of every pair, the critical dimension of each encoding marked; rows: pair_rows(). A PNG."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     for label, own in _of(rows).items():
@@ -151,12 +159,12 @@ def wavelength_plot(rows: list[dict], path: str | Path, train_length: int, lengt
     axis.set_xlabel(
         "pair, fastest first  (◆ critical dimension: so many pairs turn within the training length)"
     )
-    axis.set_ylabel("wavelength (positions a turn)")
+    axis.set_ylabel("wavelength (positions per turn)")
     _legend(figure, axis, 3)
     save(figure, path)
 
 
-def decay_plot(rows: list[dict], path: str | Path, train_length: int) -> None:
+def decay_plot(rows: Rows, path: str | Path, train_length: int) -> None:
     """Attention score against distance; rows: decay_rows(). Writes a PNG."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     for label, own in _of(rows).items():
@@ -172,7 +180,7 @@ def decay_plot(rows: list[dict], path: str | Path, train_length: int) -> None:
     save(figure, path)
 
 
-def gap_plot(rows: list[dict], path: str | Path, train_length: int, length: int) -> None:
+def gap_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
     """Feature gap of every pair (Resonance paper eq. 8), zero included; rows: pair_rows(). Writes a PNG."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     smallest = 1.0
@@ -199,8 +207,8 @@ def gap_plot(rows: list[dict], path: str | Path, train_length: int, length: int)
     save(figure, path)
 
 
-def angle_plot(rows: list[dict], path: str | Path, train_length: int, length: int) -> None:
-    """Angles of one pair at seen and unseen positions, a circle an encoding (the Resonance paper's Figure 1).
+def angle_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
+    """Angles of one pair at seen and unseen positions, one circle per encoding (the paper's Figure 1).
 
     rows: angle_rows(), without and with Resonance in turn: they stand one above the other. Writes a PNG.
     """
@@ -231,12 +239,12 @@ def angle_plot(rows: list[dict], path: str | Path, train_length: int, length: in
     save(figure, path)
 
 
-def _line(label: str) -> dict:
+def _line(label: str) -> dict[str, Any]:
     """The label's style, so that a resonant line shows on the plain one that it nearly covers."""
     look = style(label)
     return look | ({"zorder": 3} if label.startswith("Resonance") else {"linewidth": 3.2, "alpha": 0.5})
 
 
-def _legend(figure, axis, columns: int) -> None:
-    style = {"fontsize": 8, "frameon": False, "handlelength": 3.2}
+def _legend(figure: "Figure", axis: "Axes", columns: int) -> None:
+    style: dict[str, Any] = {"fontsize": 8, "frameon": False, "handlelength": 3.2}
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **style)

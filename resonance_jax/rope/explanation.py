@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -11,19 +11,26 @@ from resonance_jax.rope.hf import Config, from_hf, hf_type, layer_dicts, rope_ty
 from resonance_jax.rope.integer_wavelengths import critical_dimension, wavelengths
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies
+from resonance_jax.rope.schema import Given, Value
 from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import frequencies
 
 
 def explain(
-    spec_or_config: RopeSpec | Config, *, length: int | None = None, layer_type: str | None = None
+    spec_or_config: Given[RopeSpec | Config], *, length: int | None = None, layer_type: str | None = None
 ) -> str:
     """A few lines for a person: what a RopeSpec or a config.json says, in positions and pairs.
 
     Method, lengths, rotary size, critical dimension, wavelengths, attention factor; then what transformers
-    and the paper's released code make of it, where they differ. length: L', in positions, for methods that
-    depend on it (default: the training length). layer_type: one of a config whose layers differ (default:
-    all of them, one after the other). Raises ValueError as from_hf() and frequencies() do.
+    and the paper's released code make of it, where they differ.
+
+    Args:
+        spec_or_config: an encoding, or a parsed config.json.
+        length: L', in positions, for methods that depend on it; default: the training length.
+        layer_type: one of a config whose layers differ; default: all of them, one after the other.
+
+    Raises:
+        ValueError: as from_hf() and frequencies() do.
     """
     if isinstance(spec_or_config, RopeSpec):
         return _explain(spec_or_config, length, _transformers_given_spec(spec_or_config), {})
@@ -60,7 +67,7 @@ def _row(name: str, text: str) -> str:
     return textwrap.fill(text, 100, initial_indent=f"  {name:<14}", subsequent_indent=" " * 16)
 
 
-def _short(value: Any) -> str:
+def _short(value: Value) -> str:
     return f"{len(value)} numbers" if isinstance(value, tuple) else str(value)
 
 
@@ -137,9 +144,8 @@ def _transformers_given_config(spec: RopeSpec, config: Config) -> list[str]:
     if config.get("resonance_rope"):
         plain = dataclasses.replace(spec, resonance=False)
         # What save_hf writes has the whole wavelengths in its factors: the flag adds nothing to them.
-        tables = [
-            frequencies(each, config.get("max_position_embeddings")).inv_freq64 for each in (plain, spec)
-        ]
+        longest = cast(int | None, config.get("max_position_embeddings"))
+        tables = [frequencies(each, longest).inv_freq64 for each in (plain, spec)]
         if spec.method == "longrope" and np.allclose(*tables, rtol=1e-9, atol=0):
             notes = ["The same: the factors hold the whole wavelengths already."]
         else:

@@ -19,11 +19,11 @@ from resonance_jax.rope import release
 from resonance_jax.rope.integer_wavelengths import resonance
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies, host
-from resonance_jax.rope.schema import Method, RopeType
+from resonance_jax.rope.schema import Given, Method, RopeType
 from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import frequencies, same
 
-Config = Mapping[str, Any]
+Config = Mapping[str, object]
 """A parsed config.json, or one dictionary of it."""
 
 _OF_EVERY_TYPE = (
@@ -43,13 +43,19 @@ _TOP_LEVEL = (
 )
 
 
-def from_hf(config: Config, layer_type: str | None = None) -> RopeSpec:
+def from_hf(config: Given[Config], layer_type: str | None = None) -> RopeSpec:
     """The encoding that a model's config.json states, with the meaning that transformers 5 gives it.
 
-    config: the parsed config.json, in the version 4 or 5 layout. layer_type: which one, where layers differ
-    ("full_attention", …). `dynamic` takes max_position_embeddings for L, as transformers does; a type that
-    has no length of its own gets a train_length only where the config states one. Raises ValueError for
-    unknown types and keys, for what is missing, and for two layouts that contradict each other.
+    `dynamic` takes max_position_embeddings for L, as transformers does; a type that has no length of its own
+    gets a train_length only where the config states one.
+
+    Args:
+        config: the parsed config.json, in the version 4 or 5 layout.
+        layer_type: which layers' encoding, where they differ ("full_attention", …).
+
+    Raises:
+        ValueError: for unknown types and keys, for what is missing, and for two layouts that contradict each
+            other.
     """
     layers = layer_dicts(config)
     if layer_type not in layers:
@@ -69,16 +75,17 @@ def from_hf(config: Config, layer_type: str | None = None) -> RopeSpec:
     return first
 
 
-def layer_dicts(config: Config) -> dict[str | None, list[Config]]:
+def layer_dicts(config: Given[Config]) -> dict[str | None, list[Config]]:
     """The RoPE dictionaries of a config by layer type (None: all layers alike), one for each layout used."""
     if not isinstance(config, Mapping):
         raise ValueError(f"expected a config as a dictionary, got {type(config).__name__}; try .to_dict().")
     for key, value in config.items():
         if value and key not in _TOP_LEVEL and re.search(r"(^|_)m?(rope|rotary)(_|$)", key):
             raise ValueError(f"unknown RoPE key {key!r} in the config; known are {', '.join(_TOP_LEVEL)}.")
-    stated = [config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)]
-    if not all(isinstance(parameters, Mapping) for parameters in stated):
-        raise ValueError(f"rope_scaling and rope_parameters must be dictionaries, got {stated}.")
+    given = [config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)]
+    stated: list[Config] = [parameters for parameters in given if isinstance(parameters, Mapping)]
+    if len(stated) < len(given):
+        raise ValueError(f"rope_scaling and rope_parameters must be dictionaries, got {given}.")
     nested = [p for p in stated if any(isinstance(value, Mapping) for value in p.values())]
     if nested and len(stated) > 1:
         raise ValueError("rope_scaling beside rope_parameters per layer type: keep rope_parameters alone.")
@@ -101,7 +108,8 @@ def _of_layer(nested: Config, name: str) -> Config:
             f"transformers ignores truncate inside {name!r} and reads it from rope_parameters itself: "
             "move it up, or drop it."
         )
-    return {**own, "truncate": truncate} if "yarn" in rope_type_of(own) else own
+    known = rope_types().get(rope_type_of(own))
+    return {**own, "truncate": truncate} if known and "truncate" in known[1].keys else own
 
 
 def rope_type_of(parameters: Config) -> str:
@@ -139,7 +147,7 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
     flag = config.get("resonance_rope") or False
     if not isinstance(flag, bool):
         raise ValueError(f"resonance_rope must be true or false, got {flag!r}.")
-    both = {**{k: v for k, v in config.items() if v is not None}, **parameters}
+    both: dict[str, Any] = {**{k: v for k, v in config.items() if v is not None}, **parameters}
     return RopeSpec(
         method=method,
         head_dim=_head_dim(config),
@@ -151,7 +159,7 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
     )
 
 
-def _head_dim(config: Config) -> int:
+def _head_dim(config: Config) -> Any:
     if config.get("head_dim") is not None:
         return config["head_dim"]
     width, heads = config.get("hidden_size"), config.get("num_attention_heads")
@@ -236,7 +244,7 @@ def hf_type(spec: RopeSpec) -> str:
     return record.hf_type or ""
 
 
-def to_hf(spec: RopeSpec, length: int | None = None) -> dict[str, Any]:
+def to_hf(spec: RopeSpec, length: Given[int | None] = None) -> dict[str, object]:
     """The keys of config.json that state an encoding, for old transformers and new alike.
 
     Merge them into the model's config: `rope_parameters` (version 5), its twins `rope_scaling` and
@@ -266,7 +274,7 @@ def to_hf(spec: RopeSpec, length: int | None = None) -> dict[str, Any]:
             frequencies(spec, length),
             base=spec.base,
             train_length=spec.train_length,
-            length=length,
+            length=int(length),
             head_dim=spec.head_dim,
         )
     record, stated_by = spec.method_record, rope_types()[rope_type][1]
@@ -285,7 +293,7 @@ def to_hf(spec: RopeSpec, length: int | None = None) -> dict[str, Any]:
     return keys | {"head_dim": spec.head_dim}
 
 
-def _both_layouts(rope_type: str, base: float, options: dict[str, Any], partial: float) -> dict[str, Any]:
+def _both_layouts(rope_type: str, base: float, options: Config, partial: float) -> dict[str, object]:
     options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
     shared = {"rope_theta": base} | ({"partial_rotary_factor": partial} if partial != 1 else {})
     return {
@@ -297,16 +305,22 @@ def _both_layouts(rope_type: str, base: float, options: dict[str, Any], partial:
 
 def to_longrope(
     freqs: Frequencies, *, base: float, train_length: int, length: int, head_dim: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Any table as config.json keys that unmodified transformers loads: type `longrope`, one list.
 
-    base: the rope_theta to write (any; the factors are relative to it). train_length, length: L and L' in
-    positions, written as original_max_position_embeddings and max_position_embeddings. head_dim: H, needed
-    where the rotary size is smaller. transformers recovers the frequencies to 6e-7 relative (float32). A
-    pair that never turns gets the factor 1e30: its cos is 1 at any position. A resonant table also says
-    `resonance_rope`, which transformers ignores and from_hf() reads: the integer wavelengths come back
-    exactly. Raises ValueError unless 0 < train_length <= length, base > 1 and the head is wide enough, and
-    for tracers.
+    transformers recovers the frequencies to 6e-7 relative (float32). A pair that never turns gets the factor
+    1e30: its cos is 1 at any position. A resonant table also says `resonance_rope`, which transformers
+    ignores and from_hf() reads: the integer wavelengths come back exactly.
+
+    Args:
+        freqs: the table, on the host.
+        base: the rope_theta to write; any will do, as the factors are relative to it.
+        train_length: L in positions, written as original_max_position_embeddings.
+        length: L' in positions, written as max_position_embeddings.
+        head_dim: H; needed where the rotary size is smaller.
+
+    Raises:
+        ValueError: unless 0 < train_length <= length, base > 1 and the head is wide enough, and for tracers.
     """
     inv_freq, rotary = freqs.inv_freq64, 2 * len(freqs.wavelength)
     width = rotary if head_dim is None else head_dim

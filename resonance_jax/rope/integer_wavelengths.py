@@ -8,6 +8,7 @@ transform of frequencies, so it composes with every method; it comes after scali
 import math
 
 import numpy as np
+from jaxtyping import Float64, Int64, Integer, UInt64
 
 from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
 
@@ -25,8 +26,8 @@ def resonance(freqs: Frequencies) -> Frequencies:
     return from_inv_freq(theta, float(freqs.attention_factor), whole)
 
 
-def wavelengths(freqs: Frequencies) -> np.ndarray:
-    """f64[R/2], positions per turn: the integer one where there is one, infinity where a pair never turns."""
+def wavelengths(freqs: Frequencies) -> Float64[np.ndarray, "pairs"]:
+    """Positions per turn: the integer one where there is one, infinity where a pair never turns."""
     _, wavelength, _ = host(freqs, "wavelengths")
     with np.errstate(divide="ignore"):
         return np.where(wavelength > 0, wavelength, 2 * math.pi / freqs.inv_freq64)
@@ -40,8 +41,8 @@ def critical_dimension(freqs: Frequencies, train_length: int) -> int:
     return int((wavelengths(freqs) <= train_length).sum())
 
 
-def _phases(freqs: Frequencies, positions: np.ndarray) -> np.ndarray:
-    """u64[P, R/2], exact fractions of a turn at non-negative positions; equal features are equal integers."""
+def _phases(freqs: Frequencies, positions: Int64[np.ndarray, "P"]) -> UInt64[np.ndarray, "P pairs"]:
+    """Exact fractions of a turn at non-negative positions; equal features are equal integers."""
     step, wavelength, _ = host(freqs, "feature_gap")
     fraction = step[:, 0].astype(np.uint64) << np.uint64(32) | step[:, 1].astype(np.uint64)
     count = positions[:, None]
@@ -49,13 +50,21 @@ def _phases(freqs: Frequencies, positions: np.ndarray) -> np.ndarray:
     return fraction * count.astype(np.uint64)
 
 
-def feature_gap(freqs: Frequencies, train_length: int, length: int) -> np.ndarray:
+def feature_gap(freqs: Frequencies, train_length: int, length: int) -> Float64[np.ndarray, "pairs"]:
     """How far each pair strays, on unseen positions, from every feature it was trained on.
 
-    f64[R/2], chord distance between points of the unit circle (0 to 2):
+    Chord distance between points of the unit circle (0 to 2):
     max over n in [L, L') of min over m in [0, L) |e^(i m theta) - e^(i n theta)| (paper eq. 8, with the
     maximum over n that Theorem 1 speaks of; without the attention factor). Exactly 0 on every pre-critical
-    pair of a resonant table. On the host. Raises ValueError unless 0 < train_length < length.
+    pair of a resonant table. On the host.
+
+    Args:
+        freqs: the table.
+        train_length: L; positions below it are seen.
+        length: L'; positions from L up to it are unseen.
+
+    Raises:
+        ValueError: unless 0 < train_length < length.
     """
     if not 0 < train_length < length:
         raise ValueError(
@@ -73,11 +82,18 @@ def feature_gap(freqs: Frequencies, train_length: int, length: int) -> np.ndarra
     return gaps
 
 
-def seen_twin(freqs: Frequencies, train_length: int, positions: np.ndarray) -> np.ndarray:
+def seen_twin(
+    freqs: Frequencies, train_length: int, positions: Integer[np.ndarray, "P"]
+) -> Int64[np.ndarray, "P pairs"]:
     """Theorem 1 as a function: a seen position with the same feature, per unseen position and pair.
 
-    positions i64[P] -> i64[P, R/2]: m = n mod wavelength < L where the pair is pre-critical with an integer
-    wavelength, -1 where the theorem promises nothing. cos_sin at m and n agrees to the last bit.
+    m = n mod wavelength < L where the pair is pre-critical with an integer wavelength, -1 where the theorem
+    promises nothing. cos_sin at m and n agrees to the last bit.
+
+    Args:
+        freqs: the table.
+        train_length: L; positions below it are seen.
+        positions: the unseen positions n.
     """
     _, wavelength, _ = host(freqs, "seen_twin")
     promised = (wavelength > 0) & (wavelength <= train_length)

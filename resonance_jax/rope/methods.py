@@ -108,7 +108,7 @@ _BY_PARTS = {
 }
 
 
-def _check_by_parts(*, beta_fast: float, beta_slow: float, **_: Value) -> None:
+def _check_by_parts(*, beta_fast: float, beta_slow: float, **_: object) -> None:
     if not beta_fast > beta_slow > 0:
         raise ValueError(
             f"expected beta_fast > beta_slow > 0, got beta_fast={beta_fast}, beta_slow={beta_slow}."
@@ -274,7 +274,7 @@ def llama3(
     return (1 - kept) * theta / scale + kept * theta, 1.0
 
 
-def _check_llama3(*, low_freq_factor: float, high_freq_factor: float, **_: Value) -> None:
+def _check_llama3(*, low_freq_factor: float, high_freq_factor: float, **_: object) -> None:
     if not high_freq_factor > low_freq_factor > 0:
         raise ValueError(
             f"expected high_freq_factor > low_freq_factor > 0, got high_freq_factor={high_freq_factor}, "
@@ -317,7 +317,7 @@ def longrope(
     return _theta(dim, base) / np.asarray(factor, np.float64), attention_factor
 
 
-def _check_longrope(*, pairs: int, short_factor: Value, long_factor: Value, **_: Value) -> None:
+def _check_longrope(*, pairs: int, short_factor: Value, long_factor: Value, **_: object) -> None:
     for name, value in (("short_factor", short_factor), ("long_factor", long_factor)):
         if not isinstance(value, tuple) or len(value) != pairs or min(value) <= 0:
             got = len(value) if isinstance(value, tuple) else "none"

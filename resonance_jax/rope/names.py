@@ -1,6 +1,7 @@
 """Encodings by name, as people write them: "ResonanceYaRN", "Resonance YaRN" and "resonance-yarn" are one."""
 
 import re
+from typing import Any
 
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.spec import RopeSpec
@@ -25,7 +26,9 @@ def named(name: str, **settings: object) -> RopeSpec:
             f"no method takes {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}."
         )
     takes = _COMMON | METHODS[method].settings
-    chosen = {key: value for key, value in settings.items() if key in takes and value is not None}
+    chosen: dict[str, Any] = {
+        key: value for key, value in settings.items() if key in takes and value is not None
+    }
     return RopeSpec(**(chosen | {"method": method, "resonance": resonance}))
 
 
@@ -35,7 +38,7 @@ _COMMON = frozenset({"method", "head_dim", "base", "train_length", "resonance", 
 
 def parse_name(name: str) -> tuple[str, bool]:
     """(method, resonance) of a name, as named() reads it. Raises ValueError for an unknown one."""
-    methods = {}
+    methods: dict[str, str] = {}
     for method, record in METHODS.items():
         methods |= {_squeezed(other): method for other in (method, record.title, *record.aliases)}
     squeezed = _squeezed(name)

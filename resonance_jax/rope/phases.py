@@ -14,8 +14,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Float64, Int, Int32, Integer, UInt32
+
+from resonance_jax.rope.schema import Given
 
 WORD = 2.0**32
+OnHostOrDevice = Array | np.ndarray
+Scalar = OnHostOrDevice | np.number
 
 
 @jax.tree_util.register_dataclass
@@ -23,34 +31,39 @@ WORD = 2.0**32
 class Frequencies:
     """An encoding as data: what the decoder takes. A pytree without static parts, so it can be stacked.
 
-    step:             u32[R/2, 2], turns per position as a 64-bit fraction (high word, low word): the truth
-    wavelength:       i32[R/2], positions per turn where that is a whole number below 2^31, else 0
-    attention_factor: f32[], multiplies cos and sin
+    Attributes:
+        step: turns per position as a 64-bit fraction in two words, the high one first. The truth.
+        wavelength: positions per turn where that is a whole number below 2^31, else 0.
+        attention_factor: multiplies cos and sin.
     """
 
-    step: jax.Array
-    wavelength: jax.Array
-    attention_factor: jax.Array
+    step: UInt32[OnHostOrDevice, "*stack pairs 2"]
+    wavelength: Int32[OnHostOrDevice, "*stack pairs"]
+    attention_factor: Float32[Scalar, "*stack"]
 
     @property
-    def inv_freq(self) -> jax.Array:
-        """f32[R/2], radians per position; works under jit."""
+    def inv_freq(self) -> Float32[Array, "*stack pairs"]:
+        """Radians per position; works under jit."""
         words = jnp.asarray(self.step).astype(jnp.float32)
         return (words[..., 0] + words[..., 1] / WORD) * jnp.float32(2 * math.pi / WORD)
 
     @property
-    def inv_freq64(self) -> np.ndarray:
-        """f64[R/2], radians per position; on the host only (ValueError under jit)."""
+    def inv_freq64(self) -> Float64[np.ndarray, "*stack pairs"]:
+        """Radians per position; on the host only (ValueError under jit)."""
         step, wavelength, _ = host(self, "inv_freq64")
         turns = step[..., 0] / WORD + step[..., 1] / WORD**2
         whole = np.where(wavelength > 0, wavelength, 1)
         return 2 * math.pi * np.where(wavelength > 0, 1.0 / whole, turns)
 
 
-def host(freqs: Frequencies, caller: str) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """The three leaves as numpy arrays. Raises ValueError when given tracers."""
+def host(
+    freqs: Frequencies, caller: str
+) -> tuple[
+    UInt32[np.ndarray, "*stack pairs 2"], Int32[np.ndarray, "*stack pairs"], Float32[np.ndarray, "*stack"]
+]:
+    """step, wavelength and attention_factor as numpy arrays. Raises ValueError when given tracers."""
     leaves = (freqs.step, freqs.wavelength, freqs.attention_factor)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         raise ValueError(
             f"{caller} works on the host in float64; call it outside jit and vmap, and pass its result in."
         )
@@ -59,14 +72,21 @@ def host(freqs: Frequencies, caller: str) -> tuple[np.ndarray, np.ndarray, np.fl
 
 
 def from_inv_freq(
-    inv_freq: np.ndarray, attention_factor: float = 1.0, wavelength: np.ndarray | None = None
+    inv_freq: Float[np.ndarray, "pairs"] | list[float],
+    attention_factor: Given[float] = 1.0,
+    wavelength: Integer[np.ndarray, "pairs"] | list[int] | None = None,
 ) -> Frequencies:
-    """Any float64 table as Frequencies.
+    """Any table as Frequencies.
 
-    inv_freq f64[R/2] in radians per position; wavelength int[R/2], where given and positive, replaces it
-    by one turn in that many positions (those of 2^31 and more keep a 64-bit step and lose the modulo).
-    Raises ValueError for frequencies that are negative, not finite or above 2 pi (whole turns between two
-    positions can't be told from none), and for an attention factor that is not positive.
+    Args:
+        inv_freq: radians per position.
+        attention_factor: multiplies cos and sin.
+        wavelength: positions per turn; where given and positive it replaces inv_freq (2^31 positions and more
+            keep a 64-bit step and lose the modulo).
+
+    Raises:
+        ValueError: for frequencies that are negative, not finite or above 2 pi (whole turns between two
+            positions can't be told from none), and for an attention factor that is not positive.
     """
     inv_freq = np.asarray(inv_freq, np.float64)
     if not (np.isfinite(inv_freq).all() and (inv_freq >= 0).all()):
@@ -89,7 +109,9 @@ def from_inv_freq(
     )
 
 
-def _high_product(a: jax.Array, b: jax.Array) -> jax.Array:
+def _high_product(
+    a: UInt32[OnHostOrDevice, "..."], b: UInt32[OnHostOrDevice, "..."]
+) -> UInt32[OnHostOrDevice, "..."]:
     """The upper 32 bits of the 64-bit product of two uint32, in 32-bit arithmetic."""
     a0, a1 = a & 0xFFFF, a >> 16
     b0, b1 = b & 0xFFFF, b >> 16
@@ -97,16 +119,25 @@ def _high_product(a: jax.Array, b: jax.Array) -> jax.Array:
     return a1 * b1 + (middle >> 16) + ((a0 * b1 + (middle & 0xFFFF)) >> 16)
 
 
-def _modulo(count: jax.Array, period: jax.Array, high: jax.Array) -> jax.Array:
-    """count mod period (count where period is 0) for uint32 up to 2^31, without the division, which would
-    cost more than all the rest: `high`, the upper word of 2^64 / period, gives a quotient that is right or
-    one too small. (Period 1 gives another count: its step is 0, so any will do.)"""
+def _modulo(
+    count: UInt32[OnHostOrDevice, "..."],
+    period: UInt32[OnHostOrDevice, "..."],
+    high: UInt32[OnHostOrDevice, "..."],
+) -> UInt32[OnHostOrDevice, "..."]:
+    """count mod period for counts up to 2^31; count where the period is 0.
+
+    Without the division, which would cost more than all the rest: `high`, the upper word of 2^64 / period,
+    gives a quotient that is right or one too small. (Period 1 gives another count: its step is 0, so any
+    will do.)
+    """
     rest = count - _high_product(count, high) * period
     return rest - jnp.where(rest >= period, period, jnp.uint32(0))
 
 
-def _cos_sin_of_phase(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """u32 fractions of a turn -> f32 cos and sin, by quarter turns and two short Taylor series."""
+def _cos_sin_of_phase(
+    phase: UInt32[Array, "*shape"],
+) -> tuple[Float32[Array, "*shape"], Float32[Array, "*shape"]]:
+    """cos and sin of fractions of a turn, by quarter turns and two short Taylor series."""
     quarter = (phase + jnp.uint32(1 << 29)) >> 30
     offset = (phase - (quarter << 30)).astype(jnp.int32)  # within an eighth of a turn of its quarter
     x = offset.astype(jnp.float32) * jnp.float32(2 * math.pi / WORD)
@@ -118,12 +149,22 @@ def _cos_sin_of_phase(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where((quarter == 1) | (quarter == 2), -cos, cos), jnp.where(quarter >= 2, -sin, sin)
 
 
-def cos_sin(freqs: Frequencies, positions: jax.Array, dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
+def cos_sin(
+    freqs: Frequencies,
+    positions: Given[Int[OnHostOrDevice, "*positions"]],
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "*positions pairs"], Float[Array, "*positions pairs"]]:
     """Cosine and sine of every pair at integer positions, attention factor included.
 
-    positions i32[...] (negative ones too) -> two arrays [..., R/2] of `dtype`: float32, right to 1e-6 up
-    to 2^31 positions, or float64 (needs JAX_ENABLE_X64=1). Pure; works under jit, vmap and scan. Raises
-    ValueError for positions that are not integers and for stacked Frequencies outside vmap.
+    Pure; works under jit, vmap and scan.
+
+    Args:
+        freqs: one encoding.
+        positions: of tokens; negative ones too.
+        dtype: float32, right to 1e-6 up to 2^31 positions, or float64 (needs JAX_ENABLE_X64=1).
+
+    Raises:
+        ValueError: for positions that are not integers, and for stacked Frequencies outside vmap.
     """
     positions = jnp.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
@@ -146,13 +187,24 @@ def cos_sin(freqs: Frequencies, positions: jax.Array, dtype=jnp.float32) -> tupl
     return cos, jnp.where(positions < 0, -sin, sin)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, layout: str = "half") -> jax.Array:
+def rotate(
+    x: Float[OnHostOrDevice, "*batch T N H"],
+    cos: Float[OnHostOrDevice, "*#batch T pairs"],
+    sin: Float[OnHostOrDevice, "*#batch T pairs"],
+    layout: str = "half",
+) -> Float[Array, "*batch T N H"]:
     """Turn the pairs of queries or keys by their phases.
 
-    x [..., T, N, H], cos and sin [..., T, R/2]; dims >= R pass untouched. `layout="half"` pairs dim i with
-    i + R/2 (Hugging Face LLaMA), `"interleaved"` pairs 2i with 2i+1 (GPT-J, Meta's LLaMA, PosGen). Computed
-    in float32 (float64 where x is), returned in x.dtype. Raises ValueError for another layout and for a
-    table wider than the head.
+    Computed in float32 (float64 where x is), returned in x's dtype.
+
+    Args:
+        x: queries or keys. Dims from R on pass untouched.
+        cos, sin: of each position, as cos_sin gives them.
+        layout: "half" pairs dim i with i + R/2 (Hugging Face LLaMA), "interleaved" pairs 2i with 2i+1 (GPT-J,
+            Meta's LLaMA, PosGen).
+
+    Raises:
+        ValueError: for another layout, and for a table wider than the head.
     """
     pairs = cos.shape[-1]
     if 2 * pairs > x.shape[-1]:

@@ -4,13 +4,13 @@ import dataclasses
 
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.names import named, parse_name
-from resonance_jax.rope.schema import Value
+from resonance_jax.rope.schema import Given, Value
 from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import frequencies, same
 
 
 def restate(
-    own: RopeSpec, name: str, *, scale: float | None = None, train_length: int | None = None
+    own: RopeSpec, name: str, *, scale: Given[float | None] = None, train_length: Given[int | None] = None
 ) -> RopeSpec:
     """The encoding to run a checkpoint under, made from the one that it states for itself.
 
@@ -36,8 +36,9 @@ def restate(
     train_length = own.train_length if train_length is None else train_length
     if method == own.method:
         again = dataclasses.replace(own, resonance=resonance, train_length=train_length)
-        same_scale = scale is None or scale == own.scale or not METHODS[method].takes_scale
-        return again if same_scale else dataclasses.replace(_without_scale(again, scale), scale=scale)
+        if scale is None or scale == own.scale or not METHODS[method].takes_scale:
+            return again
+        return _rescaled(again, scale)
     if scale is None and METHODS[method].takes_scale:
         raise ValueError(f"{name!r} needs a scale (the paper's s): the checkpoint's own is {own.title}'s.")
     return named(
@@ -50,17 +51,17 @@ def restate(
     )
 
 
-def _without_scale(own: RopeSpec, scale: float) -> RopeSpec:
-    """The same without the options that belong to its scale; ValueError where one can't be left out."""
+def _rescaled(own: RopeSpec, scale: Given[float]) -> RopeSpec:
+    """The same at another scale, without the options that belong to the old one."""
     belong = {name: option.default for name, option in own.method_record.options.items() if option.of_scale}
     stated = [name for name, _ in own.options if name in belong]
     kept = [name for name in stated if not _computed_anyway(own, name, belong[name])]
     if kept:
         raise ValueError(
-            f"the checkpoint states {', '.join(kept)} for scale {own.scale:g}, not for {scale:g}; leave the "
+            f"the checkpoint states {', '.join(kept)} for scale {own.scale}, not for {scale}; leave the "
             "scale out, or name another method."
         )
-    return dataclasses.replace(own, **{name: belong[name] for name in stated})
+    return dataclasses.replace(own, scale=scale, **{name: belong[name] for name in stated})
 
 
 def _computed_anyway(own: RopeSpec, name: str, default: Value) -> bool:

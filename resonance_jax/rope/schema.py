@@ -9,7 +9,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,6 +19,19 @@ Table = tuple[Float64[np.ndarray, "pairs"], float]
 
 Value = int | float | bool | str | tuple[float, ...] | None
 """A setting as a RopeSpec holds it, and as JSON keeps it."""
+
+if TYPE_CHECKING:
+    _T = TypeVar("_T")
+    Given = Annotated[_T, "as the user gave it"]
+else:
+
+    class Given:
+        """Given[T]: what should be a T, and is checked where it is used, so that whoever gives something
+        else gets one sentence of ours. No runtime type checker looks at it; a static one does."""
+
+        def __class_getitem__(cls, _: object) -> type:
+            return object
+
 
 Kind = Literal["number", "whole", "switch", "list", "name"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resonance_jax.rope.methods import METHODS
-from resonance_jax.rope.schema import Kind, Method, Option, Value, plain
+from resonance_jax.rope.schema import Given, Kind, Method, Option, Value, plain
 
 _COMMON: dict[str, Kind] = {
     "method": "name",
@@ -54,13 +54,13 @@ class RopeSpec:
 
     def __init__(
         self,
-        method: str = "default",
-        head_dim: int = 128,
-        base: float = 10_000.0,
-        scale: float = 1.0,
-        train_length: int | None = None,
-        resonance: bool = False,
-        partial_rotary_factor: float = 1.0,
+        method: Given[str] = "default",
+        head_dim: Given[int] = 128,
+        base: Given[float] = 10_000.0,
+        scale: Given[float] = 1.0,
+        train_length: Given[int | None] = None,
+        resonance: Given[bool] = False,
+        partial_rotary_factor: Given[float] = 1.0,
         options: Mapping[str, object] | Iterable[tuple[str, object]] = (),
         **more: object,
     ) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 
 from resonance_jax.rope.integer_wavelengths import resonance
 from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
-from resonance_jax.rope.schema import plain
+from resonance_jax.rope.schema import Given, plain
 from resonance_jax.rope.spec import RopeSpec
 
 
-def frequencies(spec: RopeSpec, length: int | None = None) -> Frequencies:
+def frequencies(spec: RopeSpec, length: Given[int | None] = None) -> Frequencies:
     """The table of an encoding, made on the host in float64.
 
     Args:

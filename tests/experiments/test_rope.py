@@ -1,6 +1,7 @@
 """The commands on encodings as their user types them: what they print, write and refuse."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -135,6 +136,30 @@ def test_export_without_torch_says_so(checkpoint, capsys, tmp_path, monkeypatch)
     assert interop.load_hf(tmp_path / "run" / "hf").rope.method == "yarn"
 
 
+def test_export_keeps_what_the_own_method_states(checkpoint, tmp_path):
+    """Without --scale the checkpoint's own is kept, and its options; --scale is applied to it as to any."""
+    lm = interop.load_hf(checkpoint)
+    spec = rope.RopeSpec("yarn", head_dim=16, scale=2.0, train_length=64, beta_fast=8.0)
+    interop.save_hf(lm, tmp_path / "yarn", rope=spec, length=128)
+
+    def exported(*more):
+        out = tmp_path / "-".join(["out", *more])
+        command = ("export", tmp_path / "yarn", "--out", out, "--run-dir", tmp_path / f"run-{out.name}")
+        assert run(*command, "--no-check", *more) == 0
+        return interop.load_hf(out).rope
+
+    assert exported("--encoding", "YaRN") == exported("--encoding", "own") == spec
+    assert exported("--encoding", "yarn", "--scale", "4") == dataclasses.replace(spec, scale=4.0)
+    assert exported("--encoding", "linear") == rope.RopeSpec(
+        "linear", head_dim=16, scale=8.0, train_length=64
+    )
+
+
+def test_options_that_have_no_flag(capsys):
+    assert run("explain", "llama3", *SMALL, "--options", "low_freq_factor=2", "high_freq_factor=8") == 0
+    assert "low_freq_factor=2.0, high_freq_factor=8.0" in capsys.readouterr().out
+
+
 MISTAKES = {
     "no such file": (["explain", "nowhere/config.json"], "there is no file or directory nowhere/config.json"),
     "no such name": (["explain", "yam"], "unknown encoding 'yam'"),
@@ -143,6 +168,9 @@ MISTAKES = {
     "nothing to show": (["show"], "name at least one encoding"),
     "no such pair": (["show", "rope", "--pair", "64"], "there is no pair 64"),
     "an option of none": (["show", "rope", "--beta-fast", "2"], "none of rope takes --beta-fast"),
+    "an option of no method": (["show", "yarn", "--options", "beta_fst=2"], "no method takes beta_fst"),
+    "an option twice": (["show", "yarn", "--beta-fast", "2", "--options", "beta_fast=3"], "each name once"),
+    "an option's kind": (["explain", "yarn", "--options", "truncate=3"], "truncate must be True or False"),
     "lengths turned round": (["show", "rope", "--length", "9"], "expected 0 < train_length < length"),
     "a position too far": (["numerics", "--last-position", "9"], "last position must be from 256"),
     "no checkpoint": (["export", "nowhere"], "nowhere is not a directory"),

@@ -51,7 +51,9 @@ def test_methods_without_a_scale_leave_it_out(name):
 def test_a_stated_attention_factor_belongs_to_its_scale():
     stated = dataclasses.replace(OWN, attention_factor=1.25)
     assert rope.restate(stated, "resonance-yarn", scale=2.0).attention_factor == 1.25
-    with pytest.raises(ValueError, match="states attention_factor for scale 2, not for 16; leave the scale"):
+    with pytest.raises(
+        ValueError, match=r"states attention_factor for scale 2.0, not for 16.0; leave the scale"
+    ):
         rope.restate(stated, "yarn", scale=16.0)
     usual = dataclasses.replace(OWN, attention_factor=float(rope.frequencies(OWN).attention_factor))
     assert rope.restate(usual, "yarn", scale=16.0) == dataclasses.replace(OWN, scale=16.0)
@@ -67,7 +69,7 @@ def test_longrope_has_one_scale():
         == rope.restate(own, "resonance-longrope", scale=2)
         == resonant
     )
-    with pytest.raises(ValueError, match="states short_factor, long_factor for scale 2, not for 4"):
+    with pytest.raises(ValueError, match=r"states short_factor, long_factor for scale 2.0, not for 4.0"):
         rope.restate(own, "longrope", scale=4.0)
 
 
