@@ -40,7 +40,7 @@ def one_forward(lm, tokens, freqs):
 
 def sweep_beside_a_loop(repeats=3):
     """The sweep's single forward against our own loop, compile time apart."""
-    lm = model.Decoder(model.PRESETS["quickstart"], jax.random.key(0))
+    lm = model.Decoder(model.small_llama(192, 4, 64), jax.random.key(0))
     freqs = rope.frequencies(rope.RopeSpec("yarn", head_dim=64, scale=16.0, train_length=512, resonance=True))
     tokens = np.random.default_rng(0).integers(0, 258, LENGTHS[-1])
     both = {"one forward": one_forward, "loop": loop_over_lengths}

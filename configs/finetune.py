@@ -14,48 +14,19 @@ Expected:  cpu: the fine-tuned model's perplexity falls with length where the ba
 import dataclasses
 from typing import Literal
 
+from tyro.conf import OmitArgPrefixes
+
+from resonance_jax.settings import LoraConfig, MeshConfig, OptimizerConfig, PretrainConfig
+
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Fine-tune a decoder under one encoding; resumable to the bit, on another mesh too."""
-
-    checkpoint: str | None = None
-    """A Hugging Face directory to start from."""
-    shape: str = "tiny"
-    """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
-    --plan takes where the checkpoint is not there."""
-    quickstart: str | None = None
-    """Without a checkpoint: a quickstart's run folder, to start from its plain RoPE model. "default" is where
-    `make quickstart` leaves it; if it has not run, a model is trained here."""
-    pretrain_steps: int = 0
-    """Without a checkpoint: so many steps of plain RoPE at --train-length come first."""
-    pretrain_batch_size: int = 8
-    """Rows a step of that."""
-    pretrain_lr: float = 3e-3
-    """Peak learning rate of that."""
-
-    method: str = "yarn"
-    """The encoding (resonance_jax.rope.METHODS)."""
-    resonance: bool = False
-    """Round its wavelengths."""
-    compare: bool = False
-    """Fine-tune both without and with Resonance, from the same weights on the same rows; then score them and
-    the base on held-out text at growing lengths."""
-    documents: int = 24
-    """For that: at most so many held-out documents (in order of name)."""
-    pieces_per_document: int = 4
-    """For that: at most so many pieces of --length tokens from each."""
-    scale: float = 8.0
-    """The paper's s, for the methods that take one."""
-    train_length: int | None = None
-    """The paper's L; default: what the checkpoint's config states."""
-    length: int = 4096
-    """Positions in a training row."""
+class Text:
+    """The text that is trained on, and how it becomes rows."""
 
     corpus: str = "stdlib"
     """A corpus by name or path; input_ids of jsonl and parquet files are taken as they are."""
     split: str = "train"
-    """Which split of it: train, all, or a dataset's own name."""
+    """Which split of the corpus: train, all, or a dataset's own name."""
     data_dir: str | None = None
     """Where prepared TFDS datasets lie."""
     text_field: str = "text"
@@ -73,65 +44,78 @@ class Config:
     cache_dir: str | None = None
     """Where token files are kept; default: the run folder."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fine-tune a decoder under one encoding; resumable to the bit, on another mesh too."""
+
+    checkpoint: str | None = None
+    """A Hugging Face directory to start from."""
+    shape: str = "tiny"
+    """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
+    --plan takes where the checkpoint is not there."""
+    quickstart: str | None = None
+    """Without a checkpoint: a quickstart's run folder, to start from its plain RoPE model. "default" is where
+    `make quickstart` leaves it; if it has not run, a model is trained here."""
+    pretraining: OmitArgPrefixes[PretrainConfig] = dataclasses.field(default_factory=PretrainConfig)
+    """Without a checkpoint: a training of fresh weights that comes first."""
+
+    method: str = "yarn"
+    """The encoding (resonance_jax.rope.METHODS)."""
+    resonance: bool = False
+    """Round its wavelengths to whole positions."""
+    scale: float = 8.0
+    """The paper's s, for the methods that take one."""
+    train_length: int | None = None
+    """The paper's L; default: what the checkpoint's config states."""
+    length: int = 4096
+    """Positions in a training row."""
+
+    compare: bool = False
+    """Fine-tune both without and with Resonance, from the same weights on the same rows; then score them and
+    the base on held-out text at growing lengths."""
+    documents: int = 24
+    """With --compare: at most so many held-out documents (in order of name)."""
+    pieces_per_document: int = 4
+    """With --compare: at most so many pieces of --length tokens from each document."""
+
+    text: OmitArgPrefixes[Text] = Text()
+    """The text that is trained on, and how it becomes rows."""
+
     steps: int = 400
     """Optimizer steps."""
     batch_size: int = 64
-    """Rows a step, over all devices."""
+    """Rows per step, over all devices."""
     micro: int = 0
-    """Rows at a time, over all devices; gradients are added up. 0: one a device, more if rows are short."""
-    lr: float = 2e-5
-    """Peak learning rate."""
-    beta1: float = 0.9
-    """AdamW's."""
-    beta2: float = 0.95
-    """AdamW's."""
-    weight_decay: float = 0.01
-    """Decoupled, on every trained parameter."""
-    schedule: str = "linear"
-    """linear, cosine or constant, after the warmup."""
-    warmup: float = 0.05
-    """Share of the steps."""
-    clip: float | None = None
-    """Global gradient norm; none, as the paper."""
+    """Rows at a time, over all devices, whose gradients are added up; 0: one per device, more if rows are
+    short."""
+    optimizer: OmitArgPrefixes[OptimizerConfig] = dataclasses.field(default_factory=OptimizerConfig)
+    """AdamW and its learning-rate schedule."""
 
     lora: bool = False
     """Train adapters on all linear layers except the head; merged at the end."""
-    lora_rank: int = 16
-    """Their rank r."""
-    lora_alpha: float = 64.0
-    """They are scaled by alpha / r."""
-    lora_dropout: float = 0.05
-    """On their input."""
-    lora_norms: bool = False
-    """Train the norms whole as well."""
-    lora_embeddings: bool = False
-    """Train the embeddings whole as well."""
+    adapters: OmitArgPrefixes[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
+    """With --lora: what is trained instead of the weights."""
 
     dtype: str = "bfloat16"
-    """Of activations and of the exported weights; master weights and moments are float32."""
+    """Dtype of activations and of the exported weights; master weights and moments are float32."""
     remat: str = "full"
     """What the gradient recomputes: full (each layer), dots (all but products), none."""
     kernel: str = "auto"
     """The attention kernel."""
-    data: int = 1
-    """Mesh: replicas. One of the four may be -1, the devices that are left; where data or fsdp would get
-    more of them than there are rows, the rest cut time."""
-    fsdp: int = -1
-    """Mesh: rows and parameters together."""
-    tensor: int = 1
-    """Mesh: heads, MLP, vocabulary."""
-    sequence: int = 1
-    """Mesh: time."""
+    mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=MeshConfig)
+    """Over how many devices each axis of the mesh goes. One size may be -1: the devices that are left; where
+    data or fsdp would get more of them than there are rows, the rest cut time."""
 
     seed: int = 42
-    """Of the order of the data, dropout and fresh weights."""
+    """Seed of the order of the data, of dropout and of fresh weights."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on from the newest checkpoint of the run folder if there is one; never: refuse a folder that
     has one; must: refuse a folder that has none."""
     save_seconds: float = 300.0
-    """Between checkpoints."""
+    """Seconds between checkpoints."""
     keep: int = 2
-    """Checkpoints that stay."""
+    """How many checkpoints stay."""
     checkpoint_dir: str | None = None
     """Where checkpoints go, gs://… too; default: the run folder."""
     profile: int = 0
@@ -150,7 +134,7 @@ ELSEWHERE = (
     *("micro", "remat", "kernel", "data", "fsdp", "tensor", "sequence"),
     *("resume", "save_seconds", "keep", "checkpoint_dir", "cache_dir", "profile", "plan", "chip", "devices"),
 )
-"""Fields that say where and how a run is computed, not what it is: they may change when it goes on."""
+"""Options that say where and how a run is computed, not what it is: they may change when it goes on."""
 
 
 def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -> Config:
@@ -158,11 +142,7 @@ def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -
     return Config(
         checkpoint="PATH",
         shape=shape,
-        corpus="PATH",
-        split="all",
-        tokenizer="none",
-        rule="none",
-        mode="truncate",
+        text=Text(corpus="PATH", split="all", tokenizer="none", rule="none", mode="truncate"),
         resonance=resonance,
         scale=scale,
         train_length=4096,
@@ -174,19 +154,17 @@ def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -
 CPU = Config(
     quickstart="default",
     shape="tiny",
-    pretrain_steps=600,
+    pretraining=PretrainConfig(steps=600),
     compare=True,
     train_length=256,
     length=2048,
-    tokenizer="bytes",
+    text=Text(tokenizer="bytes"),
     steps=40,
     batch_size=2,
-    lr=1e-3,
-    weight_decay=0.1,
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1),
     dtype="float32",
     remat="none",
-    data=-1,
-    fsdp=1,
+    mesh=MeshConfig(data=-1, fsdp=1),
     save_seconds=30.0,
 )
 

@@ -27,7 +27,8 @@ class Config:
     encoding: str = "own"
     """"own" is what the checkpoint's config states; or a method, with an optional "resonance-" in front."""
     scale: float | None = None
-    """The paper's s, for a static method; default: the checkpoint's, where the method is its own."""
+    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
+    takes L to --length."""
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     context: str = "32k"
@@ -36,7 +37,7 @@ class Config:
     """Positions that the encoding is declared for; default: the context with k = 1,024. A question that does
     not fit is left out, and said."""
     max_new_tokens: int = 512
-    """Of an answer."""
+    """The most tokens of an answer."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; L-Eval has none, only the EOS."""
     paper: str | None = None
@@ -50,7 +51,7 @@ class Config:
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: the checkpoint's own."""
     dtype: str = "float32"
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
     run_dir: str | None = None
     """Where results go; default runs/leval-<hash of this config>."""
 

@@ -24,8 +24,9 @@ class Config:
     """goldens: the numbers kept in this clone's tests, whatever the checkpoint."""
     encodings: tuple[str, ...] = ("own",)
     """"own": what each side's config.json states; or names such as yarn, resonance-yarn, dynamic-ntk."""
-    scale: float = 8.0
-    """The paper's s, for encodings by name that take one."""
+    scale: float | None = None
+    """The paper's s, for encodings by name that take one; default: the checkpoint's own for its own method,
+    8 for any other."""
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     lengths: tuple[float, ...] = (0.5, 1.0, 8.0)

@@ -1,11 +1,11 @@
-"""Passkey retrieval: a number hidden in text of a length, at a depth, under every encoding.
+"""Passkey retrieval: a number hidden at some depth of a long text, looked for under every encoding.
 
     python -m experiments.passkey cpu           2 CPU cores: trains small models of bytes on passkey texts of
                                                 up to 512 tokens, and looks for keys in texts of up to 4,096
     python -m experiments.passkey checkpoint --checkpoints PATH
                                                 any Hugging Face directory, the original wording
 
-Time:      cpu: about 10 minutes on 2 cores. checkpoint: a prompt's prefill and ten tokens a trial
+Time:      cpu: about 10 minutes on 2 cores. checkpoint: a prompt's prefill and ten tokens per trial
 Expected:  cpu: at 512 the models find some 70 % of the keys under the table they were trained with, beyond
            it what each encoding keeps of that; results/passkey_cpu has a real run. checkpoint: YaRN's table 5
            has 96 to 99 % for its own models up to their windows; it was not run here, where those weights are
@@ -17,7 +17,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Depth x length grids of passkey retrieval, an encoding each; resumable cell by cell."""
+    """Passkey retrieval by depth and length, a grid per encoding; resumable cell by cell."""
 
     checkpoints: tuple[str, ...] = ()
     """Hugging Face directories, each PATH or NAME=PATH; none: small models are trained here."""
@@ -30,9 +30,10 @@ class Config:
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Shares of the garbage that precede the key."""
     trials: int = 10
-    """Keys a cell (and a seed)."""
-    scale: float = 8.0
-    """The paper's s, for static methods."""
+    """Keys per cell (and seed)."""
+    scale: float | None = None
+    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
+    takes L to the longest of --lengths."""
     train_length: int | None = None
     """The paper's L; default: what a checkpoint's config states."""
     tokenizer: str | None = None
@@ -42,29 +43,30 @@ class Config:
     dtype: str = "float32"
     """Of weights and activations of a checkpoint."""
     seed: int = 0
-    """Of the keys."""
+    """Seed of the keys."""
     seeds: tuple[int, ...] = ()
-    """Of the models trained here, one an entry and a training table."""
+    """Seeds of the models trained here: per seed one under RoPE and one under Resonance RoPE, as --encodings
+    need them."""
     d_model: int = 128
     """Width of the models trained here."""
     n_layers: int = 2
-    """Their depth."""
+    """Layers of the models trained here."""
     head_dim: int = 32
-    """Size of their heads."""
+    """Size of a head of the models trained here."""
     stages: tuple[int, ...] = (64, 128, 256, 512)
-    """Lengths of their training texts, one stage each; the last one is L."""
+    """Lengths of the training texts, one stage each; the last one is L."""
     stage_steps: tuple[int, ...] = (1500, 400, 400, 600)
-    """Steps of each stage."""
+    """Training steps of each stage."""
     stage_rows: tuple[int, ...] = (16, 16, 8, 8)
-    """Texts a step, in each stage."""
+    """Texts per step, in each stage."""
     questions: int = 3
     """How often a text asks for its key before the last stage, which asks once: short texts teach more."""
     lr: float = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the training."""
     finetune_steps: int = 100
     """Steps of fine-tuning under the YaRN encodings, at L; 0 leaves those rows out."""
     finetune_lr: float = 5e-4
-    """Its learning rate."""
+    """Peak learning rate of that fine-tuning."""
     run_dir: str | None = None
     """Where results go; default runs/passkey-<hash of this config>."""
 
@@ -86,6 +88,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 "resonance-yarn",
             ),
             lengths=(512, 1024, 2048, 4096),
+            scale=8.0,
             trials=5,
             train_length=512,
             tokenizer="bytes",

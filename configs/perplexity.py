@@ -3,7 +3,7 @@
 Command:   python -m experiments.perplexity --checkpoints base=PATH --corpora stdlib
            python -m experiments.perplexity figure4-llama2-7b --checkpoints chat=PATH yarn=PATH …
 Hardware:  figure4-llama2-7b: one 80 GB accelerator in bfloat16, or a host's devices with --parallel mesh
-Time:      one forward of 32,768 tokens a document and static encoding; sixteen for a dynamic one
+Time:      one forward of 32,768 tokens per document and static encoding; sixteen for a dynamic one
 Expected:  Figure 4 of the paper (no table is printed there): Resonance YaRN lowest at every length. The
            presets were not run where this was written: LLaMA-2's weights and the two corpora are not
            available there.
@@ -25,16 +25,17 @@ class Config:
     "own" is what a checkpoint's config states."""
     lengths: tuple[int, ...] = (2048, 4096, 8192)
     """Context lengths in positions, BOS included."""
-    scale: float = 8.0
-    """The paper's s, for static methods."""
+    scale: float | None = None
+    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
+    takes L to the longest of --lengths."""
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     protocol: str = "prefix"
-    """"prefix", "sliding" or "yarn" (resonance_jax/evaluate/perplexity.py says what each scores)."""
+    """"prefix", "sliding" or "yarn" (resonance_jax/evaluate/windows.py says what each scores)."""
     stride: int = 256
     """Tokens that a sliding window advances by."""
     truncate: bool = False
-    """One window a document, as the YaRN script's --truncate."""
+    """One window per document, as the YaRN script's --truncate."""
     min_tokens: int = 0
     """Documents shorter than this are left out."""
     documents: int = 50

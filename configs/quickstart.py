@@ -9,7 +9,13 @@ Expected:  past 256 bytes plain RoPE's perplexity climbs several times over; eve
            never compared across interpreters.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resonance_jax.model import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +31,19 @@ class Config:
     d_model: int = 128
     """Width of the models."""
     n_layers: int = 4
-    """Depth of the models."""
+    """Layers of the models."""
     head_dim: int = 64
     """Size of a head; the width must be a multiple of it."""
     steps: int = 1000
     """Training steps."""
     batch_size: int = 8
-    """Rows of `train_length` tokens a training step."""
+    """Rows of `train_length` tokens per training step."""
     lr: float = 3e-3
     """Peak learning rate of the training."""
     finetune_steps: int = 40
     """Steps of the fine-tuning at `length`, for YaRN and Resonance YaRN."""
     finetune_batch_size: int = 2
-    """Rows of `length` tokens a fine-tuning step."""
+    """Rows of `length` tokens per fine-tuning step."""
     finetune_lr: float = 1e-3
     """Peak learning rate of the fine-tuning."""
     pieces_per_document: int = 4
@@ -45,6 +51,12 @@ class Config:
     documents: int = 24
     """At most so many held-out documents (in order of name)."""
     seed: int = 0
-    """Of the first weights and the order of the data."""
+    """Seed of the first weights and of the order of the data."""
     run_dir: str | None = None
     """Where results go; default runs/quickstart-<hash of this config>."""
+
+    def shape(self) -> DecoderConfig:
+        """The decoder that is trained."""
+        from resonance_jax import model
+
+        return model.small_llama(self.d_model, self.n_layers, self.head_dim)

@@ -7,16 +7,28 @@ Stop it at any time: the same command goes on with the next question. It exits w
 questions had to be left out, and says which. configs/leval.py has every setting.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.leval import PRESETS, Config
-from experiments.command import main, open_run
+from resonance_jax.command import main, open_run
 from resonance_jax.files import read_json, write_json, write_text
 
+if TYPE_CHECKING:
+    from resonance_jax import rope
+    from resonance_jax.data.leval import Question
+    from resonance_jax.evaluate.leval_asking import Answer
+    from resonance_jax.report.leval import TaskResult
+
 SHOWN = 5
+"""How many of the questions that were left out are printed."""
 
 
 def run(config: Config) -> int:
+    """Ask what is missing, then print the table; 3 where something had to be left out."""
     _check(config)
     folder = open_run("leval", config)
     if not (folder / "leval.json").exists():
@@ -28,6 +40,7 @@ def run(config: Config) -> int:
 
 
 def _check(config: Config) -> None:
+    """Raise ValueError before anything is made."""
     from resonance_jax.data import leval
     from resonance_jax.report.leval import PAPER
 
@@ -45,13 +58,16 @@ def _check(config: Config) -> None:
 
 
 def label(config: Config) -> str:
+    """The name of our row, and of the predictions' field."""
     return config.name or f"{Path(config.checkpoint).resolve().name}-{config.context}"
 
 
 def _run(config: Config, folder: Path) -> None:
+    """Ask every question that has no answer yet, task by task, and write down the scores."""
     import jax
 
     from resonance_jax import data, interop, report, rope
+    from resonance_jax.command.checkpoints import scale_note
     from resonance_jax.data import leval
     from resonance_jax.evaluate.journal import Journal
     from resonance_jax.evaluate.leval_asking import Asker
@@ -64,8 +80,9 @@ def _run(config: Config, folder: Path) -> None:
         left_out += [{"task": task, "why": problem} for problem in problems]
     tokenizer = data.tokenizer(config.tokenizer or config.checkpoint)
     lm = interop.load_hf(config.checkpoint, dtype=config.dtype)
-    spec = rope.restate(lm.rope, config.encoding, scale=config.scale, train_length=config.train_length)
     length = config.length or 1024 * int(config.context.removesuffix("k"))
+    asked = {"scale": config.scale, "train_length": config.train_length}
+    spec = rope.restate_for_length(lm.rope, config.encoding, length, **asked)
     write_json(folder / "encodings.json", [rope.to_record(rope.frequencies(spec, length=length), spec)])
     asker = Asker(
         lm,
@@ -78,6 +95,8 @@ def _run(config: Config, folder: Path) -> None:
         config.batch_size,
     )
     print(f"device: {jax.devices()[0].device_kind}, {config.dtype}, {spec.title}, jax {jax.__version__}")
+    if note := scale_note(spec, lm.rope, config.scale, length):
+        print(f"{spec.title}: {note}")
     results = []
     for task in config.tasks:
         journal = Journal(folder / "predictions" / f"{task}.pred.jsonl")
@@ -95,13 +114,14 @@ def _run(config: Config, folder: Path) -> None:
                 done += len(batch)
                 progress(done, len(questions[task]))
         if journal.records:
-            results.append(task_result(task, journal.records, f"{label(config)}_pred"))
+            said = [answered[f"{label(config)}_pred"] for answered in journal.records]
+            results.append(task_result(task, said, journal.records))
     if not results:
         raise ValueError(f"no question could be asked: {left_out[0]['why'] if left_out else 'no questions.'}")
     write_results(folder, config, results, left_out, spec)
 
 
-def shown_prompt(question) -> str:
+def shown_prompt(question: Question) -> str:
     """A question's prompt for people: its document is replaced by its size."""
     from resonance_jax.data import leval
 
@@ -109,8 +129,8 @@ def shown_prompt(question) -> str:
     return leval.prompt(question.task, size, question.instruction)
 
 
-def record(answer, name: str) -> dict:
-    """A line of L-Eval's predictions, and beside its fields how the answer came about."""
+def record(answer: Answer, name: str) -> dict[str, str | int]:
+    """A line of L-Eval's predictions, with fields of our own that say how the answer came about."""
     from resonance_jax.data import leval
 
     return {
@@ -123,7 +143,13 @@ def record(answer, name: str) -> dict:
     }
 
 
-def write_results(folder: Path, config: Config, results: list, left_out: list, spec) -> None:
+def write_results(
+    folder: Path,
+    config: Config,
+    results: Sequence[TaskResult],
+    left_out: Sequence[dict[str, str]],
+    spec: rope.RopeSpec,
+) -> None:
     """table.csv, and last leval.json, whose presence says the run is finished."""
     from resonance_jax import report
     from resonance_jax.report.leval import table
@@ -144,6 +170,7 @@ def write_results(folder: Path, config: Config, results: list, left_out: list, s
 
 
 def show(result: dict) -> None:
+    """Print the table and what was left out."""
     from resonance_jax.report.tables import print_table
 
     print(f"\n{result['checkpoint']} under {result['title']}, asked from {result['data']}")

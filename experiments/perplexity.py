@@ -6,55 +6,48 @@
 Stop it at any time: the same command goes on with the next document.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.perplexity import PRESETS, Config
-from experiments.command import main, open_run
+from resonance_jax.command import main, open_run
 from resonance_jax.files import read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from resonance_jax import data, evaluate, rope
+    from resonance_jax.evaluate.documents import Ids
+
+    Results = dict[str, dict[str, dict[int, evaluate.Perplexity]]]
+    """By corpus, then by label, then by length."""
 
 
 def run(config: Config) -> None:
-    named = checkpoint_paths(config)
+    """Score what is missing, then print the tables."""
+    from resonance_jax.command.checkpoints import named_checkpoints
+    from resonance_jax.report.perplexity import table
+    from resonance_jax.report.tables import print_table
+
+    named = named_checkpoints(config.checkpoints)
     folder = open_run("perplexity", config)
     if not (folder / "perplexity.json").exists():
         _run(config, folder, named)
-    from resonance_jax.report.tables import print_table
-
     result = read_json(folder / "perplexity.json")
     lengths = result["table_lengths"]
     for corpus, part in result["corpora"].items():
-        from resonance_jax.report.perplexity import table
-
         print_table(table(part["rows"], lengths), f"{corpus}: perplexity over tokens, {config.protocol}")
         if part["differences"]:
-            print_table(part["differences"], "Paired differences, nats a token")
+            print_table(part["differences"], "Paired differences, nats per token")
     print(f"\n{folder}/perplexity.png  {folder}/perplexity.csv")
 
 
-def checkpoint_paths(config: Config) -> dict[str, str]:
-    """NAME=PATH or PATH -> {name: path}."""
-    named = {}
-    for entry in config.checkpoints:
-        name, _, path = entry.rpartition("=")
-        named[name or Path(path).name] = path
-    if not named:
-        raise ValueError(
-            "no checkpoint to score; give --checkpoints PATH (or NAME=PATH), a Hugging Face directory."
-        )
-    if len(named) < len(config.checkpoints):
-        raise ValueError(
-            f"two checkpoints share a name among {', '.join(config.checkpoints)}; use NAME=PATH."
-        )
-    for name, path in named.items():
-        if not Path(path).is_dir():
-            raise ValueError(f"checkpoint {name}: {path} is not a directory; expected one with config.json.")
-    return named
-
-
 def _run(config: Config, folder: Path, named: dict[str, str]) -> None:
+    """Score every checkpoint under its encodings on every corpus, and write down what was found."""
     import jax
 
     from resonance_jax import data, evaluate, interop, report
+    from resonance_jax.command.checkpoints import encodings_of, scale_note
     from resonance_jax.parallel.mesh import make_mesh
 
     if config.parallel not in ("none", "pmap", "mesh"):
@@ -65,13 +58,16 @@ def _run(config: Config, folder: Path, named: dict[str, str]) -> None:
     print(f"device: {devices} x {device.device_kind}, {config.dtype}, jax {jax.__version__}")
     tokenizer = data.tokenizer(config.tokenizer or next(iter(named.values())))
     texts = {corpus: token_documents(config, corpus, tokenizer) for corpus in config.corpora}
-    results: dict[str, dict] = {corpus: {} for corpus in config.corpora}
-    encodings: dict[str, tuple] = {}
+    results: Results = {corpus: {} for corpus in config.corpora}
+    encodings: dict[str, rope.RopeSpec] = {}
     for name, path in named.items():
         print(f"loading {name} from {path}")
         lm = interop.load_hf(path, dtype=config.dtype, mesh=mesh)
-        _check_vocabulary(tokenizer, lm, path)
-        for label, spec in encodings_of(config, name, lm, len(named)).items():
+        interop.check_vocabulary(tokenizer.vocab_size, lm.config.vocab_size, path)
+        reach, asked = max(config.lengths), {"scale": config.scale, "train_length": config.train_length}
+        for label, spec in encodings_of(lm.rope, config.encodings, name, list(named), reach, **asked).items():
+            if note := scale_note(spec, lm.rope, config.scale, reach):
+                print(f"{label}: {note}")
             encodings[label] = spec
             for corpus, documents in texts.items():
                 store = evaluate.Store(folder / "nll" / slug(corpus) / slug(label))
@@ -92,84 +88,43 @@ def _run(config: Config, folder: Path, named: dict[str, str]) -> None:
     write_results(folder, config, results, encodings)
 
 
-def token_documents(config: Config, corpus: str, tokenizer) -> list:
-    """Token arrays of the first documents that are long enough."""
-    from resonance_jax import data
+def token_documents(config: Config, corpus: str, tokenizer: data.Tokenizer) -> list[Ids]:
+    """Token ids of the first documents that are long enough."""
+    from resonance_jax import data, evaluate
 
     source = data.corpus(corpus, text_field=config.text_field, data_dir=config.data_dir)
-    documents = []
-    for document in source.split(config.split):
-        tokens = document.tokens if document.tokens is not None else tokenizer.encode(document.text)
-        if len(tokens) >= config.min_tokens:
-            documents.append(tokens)
-        if len(documents) == config.documents:
-            break
+    documents = evaluate.first_documents(
+        source.split(config.split), tokenizer, config.documents, config.min_tokens
+    )
     if not documents:
         raise ValueError(f"{corpus}: no document has {config.min_tokens} tokens; lower --min-tokens.")
     return documents
 
 
-def _check_vocabulary(tokenizer, lm, path: str) -> None:
-    if tokenizer.vocab_size > lm.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but {path} embeds {lm.config.vocab_size}; "
-            "give the model's own with --tokenizer."
-        )
-
-
-def encodings_of(config: Config, name: str, lm, checkpoints: int) -> dict:
-    """{label: RopeSpec} that this checkpoint is scored under."""
-    import dataclasses
-
-    from resonance_jax import rope
-
-    own = lm.rope
-    specs = {}
-    for entry in config.encodings:
-        method, _, only = entry.partition("@")
-        if only and only not in {n.rpartition("=")[0] or Path(n).name for n in config.checkpoints}:
-            raise ValueError(
-                f"encoding {entry!r} names no checkpoint; there are {', '.join(config.checkpoints)}."
-            )
-        if only and only != name:
-            continue
-        if method == "own":
-            spec, title = own, f"{own.title} (own)"
-        else:
-            spec = rope.named(
-                method,
-                head_dim=own.head_dim,
-                base=own.base,
-                partial_rotary_factor=own.partial_rotary_factor,
-                train_length=config.train_length or own.train_length,
-                scale=config.scale,
-            )
-            if spec.method == own.method:
-                spec = dataclasses.replace(own, resonance=spec.resonance)
-            title = spec.title
-        specs[title if checkpoints == 1 else f"{title}, {name}"] = spec
-    return specs
-
-
 def slug(text: str) -> str:
+    """A text as the name of a folder."""
     return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()
 
 
-def write_results(folder: Path, config: Config, results: dict, encodings: dict) -> None:
+def write_results(
+    folder: Path, config: Config, results: Results, encodings: dict[str, rope.RopeSpec]
+) -> None:
+    """perplexity.csv and .png, positions.csv, and last perplexity.json, whose presence ends the run."""
     from resonance_jax import report, rope
 
     longest = max(config.lengths)
-    written: dict = {"table_lengths": report.doubling(min(config.lengths), longest), "corpora": {}}
+    lengths = report.doubling(min(config.lengths), longest)
+    corpora: dict[str, dict[str, list]] = {}
     rows, positions = [], []
     for corpus, by_label in results.items():
         figures = [row for label, r in by_label.items() for row in report.figures(label, encodings[label], r)]
-        differences = []
+        gaps = []
         for label, spec in encodings.items():
             plain = label.removeprefix("Resonance ")
             if spec.resonance and plain in by_label:
                 a, b = by_label[label], by_label[plain]
-                differences += [report.difference(label, a[n], plain, b[n]) for n in written["table_lengths"]]
-        written["corpora"][corpus] = {"rows": figures, "differences": differences}
+                gaps += [report.difference(label, a[n], plain, b[n]) for n in lengths]
+        corpora[corpus] = {"rows": figures, "differences": gaps}
         rows += [{"corpus": corpus, **row} for row in figures]
         for label, by_length in by_label.items():
             positions += [{"corpus": corpus, **row} for row in report.positions(label, by_length[longest])]
@@ -182,7 +137,7 @@ def write_results(folder: Path, config: Config, results: dict, encodings: dict) 
     report.perplexity_panels(results, folder / "perplexity.png", train_length)
     write_text(folder / "perplexity.csv", report.csv_text(rows))
     write_text(folder / "positions.csv", report.csv_text(positions))
-    write_json(folder / "perplexity.json", written)
+    write_json(folder / "perplexity.json", {"table_lengths": lengths, "corpora": corpora})
 
 
 if __name__ == "__main__":

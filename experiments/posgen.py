@@ -5,25 +5,42 @@
 Stop it at any time: the same command goes on where it was. configs/posgen.py has every preset and setting.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.posgen import PRESETS, Config
-from experiments.command import guarded, open_run, use_every_core
+from resonance_jax.command import main, open_run, use_every_core
 from resonance_jax.files import read_json, write_json, write_text
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from resonance_jax import train
+    from resonance_jax.evaluate.posgen_accuracy import SetScores
+    from resonance_jax.model import DecoderConfig
+    from resonance_jax.model.decoder import Params
+
+    Evaluate = Callable[[Params], dict[str, SetScores]]
+    """Scores the parameters of all runs on every set."""
+
 MLP = ("layers/mlp_norm", "layers/up", "layers/down")
+"""The parameters that the published code leaves as they were drawn."""
 
 
 def run(config: Config) -> None:
+    """Train and evaluate what is missing, then print the tables; or only plan it."""
     use_every_core()
     if config.plan:
-        return plan(config)
+        plan(config)
+        return
     study = Study(config)
     folder = open_run("posgen", config)
     write_json(folder / "encodings.json", study.records())
@@ -37,7 +54,10 @@ def run(config: Config) -> None:
 
 
 class Study:
-    """What all tasks of a config share: the decoder, the tables, which trainings there are."""
+    """What all tasks of a config share: the decoder, the tables, which trainings there are.
+
+    Raises ValueError for settings that do not fit together.
+    """
 
     def __init__(self, config: Config):
         import jax
@@ -104,7 +124,7 @@ class Study:
             save_seconds=config.save_seconds,
         )
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, object]]:
         """Every encoding as JSON: its spec, the table trained with and the table evaluated under."""
         from resonance_jax import rope
 
@@ -118,6 +138,7 @@ class Study:
         ]
 
     def about(self) -> str:
+        """The device, and how much is trained."""
         import jax
 
         config, steps = self.config, self.training.steps
@@ -128,7 +149,7 @@ class Study:
             f"{len(self.runs)} trainings of {steps:,} steps at once, {len(config.tasks)} tasks"
         )
 
-    def data(self, task: str):
+    def data(self, task: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(examples to train on, token rows by evaluation set)."""
         import numpy as np
 
@@ -154,16 +175,22 @@ class Study:
             {name: np.asarray(split(name).tokens) for name in ("val", "test")},
         )
 
-    def fit(self, task: str, folder: Path, training, evaluate=None, progress=None):
-        """All runs of a task, trained at once. evaluate: (params, sets, tables) -> a record."""
+    def fit(
+        self,
+        task: str,
+        folder: Path,
+        training: train.TrainConfig,
+        timed: Callable[[Evaluate], Evaluate],
+        progress: Callable[..., None],
+    ) -> train.ManyRuns:
+        """All runs of a task, trained at once. timed: wraps the evaluation to take its time."""
         from resonance_jax import train
         from resonance_jax.evaluate import posgen_accuracy
 
         c = self.config
         examples, sets = self.data(task)
         tables = [[self.encodings[i].evaluation for i in group] for _, group in self.runs]
-        score = posgen_accuracy.evaluator(self.shape, sets, tables, c.far + c.near)
-        score = score if evaluate is None else evaluate(score)
+        score = timed(posgen_accuracy.evaluator(self.shape, sets, tables, c.far + c.near))
         return train.fit_many(
             self.shape,
             [seed for seed, _ in self.runs],
@@ -186,9 +213,10 @@ class Study:
         from resonance_jax import report
         from resonance_jax.data import posgen as data
         from resonance_jax.evaluate import posgen_accuracy
+        from resonance_jax.report.step_clock import StepClock
 
         c, order = self.config, self.config.far + self.config.near
-        clock = Clock(len(self.runs))
+        clock = StepClock(len(self.runs))
         number = c.tasks.index(task)
         formats = {
             "loss": lambda v: f"loss {v:.3f}",
@@ -225,43 +253,8 @@ class Study:
         return result
 
 
-class Clock:
-    """Run-steps a second, evaluations and the first call (which compiles) apart."""
-
-    def __init__(self, runs: int):
-        self.runs, self.began, self.evaluating = runs, time.monotonic(), 0.0
-        self.first: tuple[int, float] | None = None
-        self.last = (0, self.began)
-
-    def timed(self, evaluate):
-        """The same evaluation, its time taken."""
-
-        def evaluation(params):
-            began = time.monotonic()
-            record = evaluate(params)
-            self.evaluating += time.monotonic() - began
-            return record
-
-        return evaluation
-
-    def tick(self, step: int) -> None:
-        self.last = (step, time.monotonic() - self.evaluating)
-        self.first = self.first or self.last
-
-    def rate(self) -> float:
-        (first, began), (last, ended) = self.first or self.last, self.last
-        return self.runs * (last - first) / (ended - began) if ended > began else 0.0
-
-    def figures(self) -> dict:
-        return {
-            "wall_seconds": time.monotonic() - self.began,
-            "evaluation_seconds": self.evaluating,
-            "run_steps_per_second": self.rate(),
-        }
-
-
-def decoder_shape(config: Config):
-    """The DecoderConfig of a study."""
+def decoder_shape(config: Config) -> DecoderConfig:
+    """The decoder of a study."""
     from resonance_jax import data, model
 
     common = {
@@ -286,8 +279,8 @@ def plan(config: Config) -> None:
     calls: list[float] = []
     evaluations: list[float] = []
 
-    def timed(evaluate):
-        def evaluation(params):
+    def timed(evaluate: Evaluate) -> Evaluate:
+        def evaluation(params: Params) -> dict[str, SetScores]:
             for _ in range(2):  # the first one compiles
                 began = time.monotonic()
                 record = evaluate(params)
@@ -314,8 +307,8 @@ def plan(config: Config) -> None:
     )
 
 
-def write_results(folder: Path, config: Config, results: dict) -> None:
-    """table1.md, .csv, .json and both pictures."""
+def write_results(folder: Path, config: Config, results: dict[str, dict]) -> None:
+    """table1.md, .csv, .json and both pictures. results: by task."""
     import numpy as np
 
     from resonance_jax import report
@@ -349,7 +342,8 @@ def write_results(folder: Path, config: Config, results: dict) -> None:
     write_json(folder / "table1.json", {"rows": table, "differences": gaps, "tasks": figures})
 
 
-def heading(c: Config, results: dict) -> str:
+def heading(c: Config, results: dict[str, dict]) -> str:
+    """What was trained and measured, for table1.md."""
     first = next(iter(results.values()))
     minutes = sum(result["wall_seconds"] for result in results.values()) / 60
     steps = sum(result["trainings"] * result["steps"] for result in results.values())
@@ -371,6 +365,7 @@ def heading(c: Config, results: dict) -> str:
 
 
 def show(folder: Path) -> None:
+    """Print the table under both rules."""
     from resonance_jax.report import posgen, print_table
 
     table = read_json(folder / "table1.json")["rows"]
@@ -379,11 +374,5 @@ def show(folder: Path) -> None:
     print(f"{folder}/table1.md  {folder}/accuracy_by_position.png  {folder}/validation_loss.png")
 
 
-def main() -> None:
-    import tyro
-
-    sys.exit(guarded(run, tyro.extras.overridable_config_cli(PRESETS, description=__doc__)))
-
-
 if __name__ == "__main__":
-    main()
+    main(run, PRESETS, __doc__, preset_by_default=False)

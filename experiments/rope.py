@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.rope import Explain, Export, Numerics, Show, Table
-from experiments.command import guarded, open_run
+from resonance_jax.command import guarded, open_run
 from resonance_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:

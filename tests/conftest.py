@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
-from resonance_jax.interop.goldens import Goldens
+from experiments.parity.goldens import Goldens
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -4,7 +4,7 @@ from resonance_jax.command.command_line import main
 from resonance_jax.command.exit_codes import guarded
 from resonance_jax.command.host_devices import use_every_core
 from resonance_jax.command.options import options_of, with_options
-from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember
+from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember, stated_config
 from resonance_jax.command.signals import leave_on_signals
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "open_run",
     "options_of",
     "remember",
+    "stated_config",
     "use_every_core",
     "with_options",
 ]

@@ -1,10 +1,11 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
-from resonance_jax.command.options import Dataclass, options_of
+from resonance_jax.command.options import Config, Dataclass, options_of
 from resonance_jax.files import as_path, is_remote, read_json, write_json
 
 
@@ -44,6 +45,16 @@ def _resolved(config: Dataclass) -> dict[str, object]:
     values = json.loads(json.dumps(options_of(config), default=str))
     values.pop("run_dir", None)
     return values
+
+
+def stated_config(folder: Path, kind: type[Config]) -> Config | None:
+    """The flat config that a run folder was made with, as far as `kind` still has its options; None where
+    there is no run."""
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 
 def local_part(study: str, config: Dataclass, folder: Path) -> Path:

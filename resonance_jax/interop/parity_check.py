@@ -1,10 +1,9 @@
-"""Our decoder against PyTorch, tensor by tensor: is a checkpoint computed right, and where does it go wrong?
+"""Our decoder against PyTorch, tensor by tensor: whether a checkpoint is computed right, and where it is not.
 
 The verdict is taken in float64 with one pair of cos and sin tables on both sides: nothing can hide in
 rounding. The tables themselves are compared first, so that a wrong ramp or base is named as what it is.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,86 +12,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32, Integer, Num
 
 from resonance_jax import rope
 from resonance_jax.interop import torch_rope
+from resonance_jax.interop.hf_config import from_hf_config, read_config
 from resonance_jax.interop.hf_weights import load_hf, stored, tensors
+from resonance_jax.interop.parity_result import BINS, FLOAT32, FLOAT64, PARTS, Parity, Phases, Tap
 from resonance_jax.interop.torch_llama import TorchLlama
+from resonance_jax.interop.torch_rope import TorchTable
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import forward, head, hidden_states, layer, rms_norm
+from resonance_jax.model.decoder import Decoder, Params, forward, head, hidden_states, layer, rms_norm
 from resonance_jax.model.loss import linear_cross_entropy
 
 DTYPES = ("float64", "float32", "bfloat16")
-FLOAT64 = 1e-9
-FLOAT32 = {"logits": 2e-4, "loss": 5e-5, "gradient": 1e-3}
-"""Absolute; a gradient's is relative to its norm, another tensor's as the logits', times its own size."""
-BINS = 64
-PARTS = ("q", "k", "attention", "mlp", "residual")
-"""Of a layer, in the order of computation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tap:
-    """One tensor on both sides. error: the largest difference (a gradient's: of norms, relative). size: the
-    root mean square of PyTorch's. tolerance: None where nothing is decided. by_position: the largest error
-    in each of up to BINS stretches of the sequence, where it has positions."""
-
-    encoding: str
-    length: int
-    dtype: str
-    precision: str
-    name: str
-    error: float
-    size: float
-    tolerance: float | None
-    wrong: bool
-    by_position: tuple[float, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Phases:
-    """What float32 phases cost PyTorch at a length: largest error of its own cos and sin against exact ones,
-    and the change of its float32 logits that follows."""
-
-    encoding: str
-    length: int
-    source: str
-    cos_sin: float
-    logits: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """Every comparison that was made, in order."""
-
-    taps: list[Tap]
-    phases: list[Phases]
-
-    @property
-    def first_wrong(self) -> Tap | None:
-        return next((tap for tap in self.taps if tap.wrong), None)
-
-    @property
-    def ok(self) -> bool:
-        return self.first_wrong is None
-
-    def verdict(self) -> str:
-        """One sentence."""
-        decided = [tap for tap in self.taps if tap.tolerance is not None]
-        wrong = self.first_wrong
-        if wrong is None:
-            worst = max(decided, key=lambda tap: tap.error / tap.tolerance)
-            return (
-                f"{len(decided)} tensors agree; the nearest to its tolerance is {worst.name} "
-                f"({worst.encoding}, {worst.length} positions, {worst.dtype}): {worst.error:.1e} of "
-                f"{worst.tolerance:.0e}."
-            )
-        count = sum(tap.wrong for tap in decided)
-        return (
-            f"{count} of {len(decided)} tensors differ; the first wrong one is {wrong.name} "
-            f"({wrong.encoding}, {wrong.length} positions, {wrong.dtype}): off by {wrong.error:.1e}, "
-            f"allowed {wrong.tolerance:.0e}."
-        )
 
 
 def parity(
@@ -103,23 +36,30 @@ def parity(
     *,
     reference: str | Path | None = None,
     gradients: bool = False,
-    tokens: np.ndarray | None = None,
+    tokens: Integer[np.ndarray, "B T"] | None = None,
     seed: int = 0,
 ) -> Parity:
     """Run our decoder and transformers' on the same tokens and compare every part of them.
 
-    path: a Hugging Face LLaMA or Mistral directory, which our decoder reads. reference: the one that
-    PyTorch reads, by default the same. spec: encodings to compare under; None: ours is what path's
-    config.json states, PyTorch's what reference's does. lengths: in positions; by default half, once and
-    eight times the training length. dtype: one or more of DTYPES; "float64" at FLOAT64, "float32" at
-    FLOAT32 under the highest matmul precision and, undecided, under the default one; "bfloat16" undecided.
-    tokens: i32[B, at least the longest length]; by default one random row of `seed`. Raises ValueError for
-    what load_hf refuses, an unknown dtype, a length under 2, and tokens that are too short.
+    Args:
+        path: a Hugging Face LLaMA or Mistral directory, which our decoder reads.
+        spec: encodings to compare under; None: each side takes what its own config.json states.
+        lengths: in positions; by default half, once and eight times the training length.
+        dtype: one or more of DTYPES. float64 is decided at FLOAT64, float32 at FLOAT32 under the highest
+            precision of matrix products; float32 under the default precision, and bfloat16, are only shown.
+        reference: the directory that PyTorch reads; by default the same.
+        gradients: compare every parameter's gradient too.
+        tokens: at least as many positions as the longest length; by default one random row.
+        seed: of that row.
+
+    Raises:
+        ValueError: for what load_hf refuses, an unknown dtype, a length under 2, and tokens that are too
+            short.
     """
     dtypes = [dtype] if isinstance(dtype, str) else list(dtype)
     if not dtypes or set(dtypes) - set(DTYPES):
         raise ValueError(f"unknown dtype among {dtypes}; expected {', '.join(DTYPES)}.")
-    stated = load_hf(path).rope if spec is None or lengths is None else None
+    _, stated = from_hf_config(read_config(Path(path)))
     specs = [stated] if spec is None else [spec] if isinstance(spec, rope.RopeSpec) else list(spec)
     if lengths is None:
         trained = specs[0].train_length or stated.train_length
@@ -131,7 +71,8 @@ def parity(
         raise ValueError(f"lengths must be at least 2 positions, got {lengths}.")
     if tokens is not None and tokens.shape[1] < lengths[-1]:
         raise ValueError(f"tokens have {tokens.shape[1]} positions, but {lengths[-1]} are to be compared.")
-    taps, phases = [], []
+    taps: list[Tap] = []
+    phases: list[Phases] = []
     for one in dtypes:
         with jax.enable_x64(one == "float64"):
             lm, theirs = load_hf(path, dtype=one), TorchLlama(reference or path, one)
@@ -149,8 +90,16 @@ def parity(
     return Parity(taps, phases)
 
 
-def _compare(lm, theirs: TorchLlama, spec, given, tokens: np.ndarray, dtype: str, gradients: bool):
-    """([Tap], [Phases]) of one encoding at one length. given: None where PyTorch reads its own config."""
+def _compare(
+    lm: Decoder,
+    theirs: TorchLlama,
+    spec: rope.RopeSpec,
+    given: rope.RopeSpec | None,
+    tokens: Int32[np.ndarray, "B T"],
+    dtype: str,
+    gradients: bool,
+) -> tuple[list[Tap], list[Phases]]:
+    """The comparison of one encoding at one length. given: None where PyTorch reads its own config."""
     length = tokens.shape[1]
     freqs = rope.frequencies(spec, length)
     if given is None:
@@ -158,16 +107,16 @@ def _compare(lm, theirs: TorchLlama, spec, given, tokens: np.ndarray, dtype: str
     else:
         table = torch_rope.table(given, length)
     here = functools.partial(Tap, spec.title, length, dtype)
-    taps = []
+    taps: list[Tap] = []
     if dtype != "bfloat16":
-        stated = np.asarray(table.inv_freq), np.float64(table.attention_factor)
-        ours = freqs.inv_freq64, np.float64(freqs.attention_factor)
+        stated = np.asarray(table.inv_freq), np.asarray(table.attention_factor, np.float64)
+        ours = freqs.inv_freq64, np.asarray(freqs.attention_factor, np.float64)
         names, relative = (f"inv_freq ({table.source})", "attention factor"), (table.rtol, 1e-6)
         for name, a, b, rtol in zip(names, ours, stated, relative, strict=True):
             gap = np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float64).tiny)
             taps.append(here("-", name, float(gap.max()), _size(b), rtol, not _close(a, b, rtol=rtol)))
-    tables = tuple(np.asarray(x) for x in rope.cos_sin(freqs, np.arange(length), _wide(dtype)))
-    expected = dict(theirs.run(tokens, tables, gradients))
+    cos, sin = (np.asarray(x) for x in rope.cos_sin(freqs, np.arange(length), _wide(dtype)))
+    expected = dict(theirs.run(tokens, (cos, sin), gradients))
     for precision in ("highest",) if dtype != "float32" else ("highest", "default"):
         with jax.default_matmul_precision(precision):
             for name, value in our_taps(lm, tokens, freqs, gradients):
@@ -176,7 +125,9 @@ def _compare(lm, theirs: TorchLlama, spec, given, tokens: np.ndarray, dtype: str
     return taps, [_phases(theirs, spec, table, tokens, expected["logits"])] if dtype == "float32" else []
 
 
-def our_taps(lm, tokens: np.ndarray, freqs: rope.Frequencies, gradients: bool = False) -> Iterator:
+def our_taps(
+    lm: Decoder, tokens: Int32[np.ndarray, "B T"], freqs: rope.Frequencies, gradients: bool = False
+) -> Iterator[tuple[str, Num[Array | np.ndarray, "..."]]]:
     """(name, value) of every part of our decoder; names and shapes as TorchLlama.run's.
 
     Layers run one by one; the logits are those of model.forward itself.
@@ -194,16 +145,23 @@ def our_taps(lm, tokens: np.ndarray, freqs: rope.Frequencies, gradients: bool = 
     yield "logits", _logits(config, params, tokens, freqs)
     loss, grads = _loss(config, params, tokens, freqs, gradients)
     yield "loss", loss
-    if gradients:
+    if grads is not None:
         for name, (where, index, _) in tensors(config).items():
             yield f"gradient of {name}", stored(grads, where, index)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _layer(config: DecoderConfig, p, x, cos, sin):
-    taps: dict[str, jax.Array] = {}
+def _layer(
+    config: DecoderConfig,
+    p: Params,
+    x: Float[Array, "B T D"],
+    cos: Float[Array, "T pairs"],
+    sin: Float[Array, "T pairs"],
+) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+    """(what a layer gives to the next one, its tensors by name)."""
+    taps: dict[str, Array] = {}
 
-    def tap(name, value):
+    def tap(name: str, value: Array) -> Array:
         taps[name] = value
         return value
 
@@ -215,42 +173,54 @@ _logits = jax.jit(forward, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _loss(config: DecoderConfig, params, tokens, freqs, gradients: bool):
-    def mean(params):
+def _loss(
+    config: DecoderConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    freqs: rope.Frequencies,
+    gradients: bool,
+) -> tuple[Float[Array, ""], Params | None]:
+    """(mean NLL in nats, its gradient if that is wanted)."""
+
+    def mean(params: Params) -> Float[Array, ""]:
         x = hidden_states(config, params, tokens, freqs)
         return linear_cross_entropy(x[:, :-1], head(config, params), tokens[:, 1:]).mean()
 
     return jax.value_and_grad(mean)(params) if gradients else (mean(params), None)
 
 
-def _wide(dtype):
+def _wide(dtype: str | np.dtype) -> np.dtype:
+    """The dtype of cosines and sines."""
     return jnp.promote_types(jnp.float32, dtype)
 
 
-def _size(x) -> float:
+def _size(x: Num[np.ndarray, "..."]) -> float:
+    """The root mean square."""
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
-def _close(ours, theirs, **tolerance) -> bool:
-    """chex's verdict; a number that is not finite never agrees."""
+def _close(ours: np.ndarray, theirs: np.ndarray, rtol: float = 0.0, atol: float = 0.0) -> bool:
+    """Whether chex finds two arrays close; a number that is not finite never agrees."""
     try:
-        chex.assert_trees_all_close(ours, theirs, **({"rtol": 0, "atol": 0} | tolerance))
+        chex.assert_trees_all_close(ours, theirs, rtol=rtol, atol=atol)
         chex.assert_tree_all_finite(ours)
     except AssertionError:
         return False
     return True
 
 
-def _tap(name: str, ours: np.ndarray, theirs: np.ndarray, dtype: str, decided: bool) -> tuple:
-    """The fields of a Tap from `name` on."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+def _tap(
+    name: str, ours: np.ndarray, theirs: np.ndarray, dtype: str, decided: bool
+) -> tuple[str, float, float, float | None, bool, tuple[float, ...]]:
+    """The fields of a Tap from `name` on. decided: whether there is a verdict on it."""
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     chex.assert_equal_shape([a, b])
     size, gap = _size(b), np.abs(a - b)
     tolerance = _tolerance(name, size, dtype) if decided else None
     along: tuple[float, ...] = ()
     if name.startswith("gradient"):
         # By norms: one number of a gradient says little.
-        a, b = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30), np.float64(0)
+        a, b = np.asarray(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)), np.zeros(())
         gap = np.abs(a)
     elif b.ndim > 1:
         by_position = gap.max(axis=(0, *range(2, gap.ndim)))
@@ -260,6 +230,7 @@ def _tap(name: str, ours: np.ndarray, theirs: np.ndarray, dtype: str, decided: b
 
 
 def _tolerance(name: str, size: float, dtype: str) -> float | None:
+    """What a tensor of a root mean square may differ by, None where that is not decided."""
     if dtype == "float64":
         return FLOAT64
     if dtype == "bfloat16":
@@ -268,11 +239,17 @@ def _tolerance(name: str, size: float, dtype: str) -> float | None:
     return FLOAT32[kind] if kind in FLOAT32 else FLOAT32["logits"] * max(1.0, size)
 
 
-def _phases(theirs: TorchLlama, spec, table, tokens: np.ndarray, logits: np.ndarray) -> Phases:
+def _phases(
+    theirs: TorchLlama,
+    spec: rope.RopeSpec,
+    table: TorchTable,
+    tokens: Int32[np.ndarray, "B T"],
+    logits: Float[np.ndarray, "B T V"],
+) -> Phases:
     """How far PyTorch's own float32 phases are from exact ones, and what that does to the logits."""
     length = tokens.shape[1]
-    own = [np.asarray(x) for x in torch_rope.cos_sin(table.inv_freq, table.attention_factor, length)]
+    own = torch_rope.cos_sin(table, length)
     exact = rope.cos_sin(rope.frequencies(spec, length), np.arange(length))
     gap = max(float(np.abs(a - np.asarray(b)).max()) for a, b in zip(own, exact, strict=True))
-    moved = dict(theirs.run(tokens, tuple(own)))["logits"]
+    moved = dict(theirs.run(tokens, own))["logits"]
     return Phases(spec.title, length, table.source, gap, float(np.abs(moved - logits).max()))

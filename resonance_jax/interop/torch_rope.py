@@ -4,16 +4,26 @@ Nothing here calls resonance_jax.rope's rules: it is the other side of a compari
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64
 
 from resonance_jax import rope
 
+if TYPE_CHECKING:
+    import torch
+    import transformers
+
 
 class TorchTable(NamedTuple):
-    """inv_freq: float64[R/2], radians per position. attention_factor. source: who computed it, for people.
-    rtol: the relative accuracy that the source's own arithmetic has."""
+    """A table as PyTorch computes it.
 
-    inv_freq: Any
+    inv_freq: radians per position. source: who computed it, for people. rtol: the relative accuracy that the
+    source's own arithmetic has.
+    """
+
+    inv_freq: Float64[np.ndarray, "pairs"]
     attention_factor: float
     source: str
     rtol: float
@@ -28,7 +38,7 @@ def table(spec: rope.RopeSpec, length: int) -> TorchTable:
         stated = rope.to_hf(spec)
     except ValueError:
         inv_freq, attention_factor = _table(spec, length)
-        return TorchTable(inv_freq, attention_factor, "torch float64", 1e-12)
+        return TorchTable(inv_freq.numpy(), attention_factor, "torch float64", 1e-12)
     import transformers
 
     sizes = {"hidden_size": 2 * spec.head_dim, "num_attention_heads": 2, "head_dim": spec.head_dim}
@@ -37,25 +47,31 @@ def table(spec: rope.RopeSpec, length: int) -> TorchTable:
     return transformers_table(config, length)
 
 
-def transformers_table(config, length: int) -> TorchTable:
+def transformers_table(config: "transformers.PreTrainedConfig", length: int) -> TorchTable:
     """The table that transformers makes of a config, after one call with `length` positions."""
     import torch
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     rotary = LlamaRotaryEmbedding(config)
     rotary(torch.zeros(1), torch.arange(length)[None])  # dynamic tables follow the longest position
-    return TorchTable(rotary.inv_freq.double(), float(rotary.attention_scaling), "transformers float32", 2e-6)
+    inv_freq = rotary.inv_freq.double().numpy()
+    return TorchTable(inv_freq, float(rotary.attention_scaling), "transformers float32", 2e-6)
 
 
-def cos_sin(inv_freq, attention_factor: float, length: int):
-    """cos and sin float32[length, R/2] by the float32 product that transformers takes."""
+def cos_sin(
+    table: TorchTable, length: int
+) -> tuple[Float32[np.ndarray, "{length} pairs"], Float32[np.ndarray, "{length} pairs"]]:
+    """Cosines and sines of positions 0 … length-1 by the float32 product that transformers takes."""
     import torch
 
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq.float())
-    return angles.cos() * attention_factor, angles.sin() * attention_factor
+    inv_freq = torch.as_tensor(table.inv_freq, dtype=torch.float32)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq)
+    factor = table.attention_factor
+    return (angles.cos() * factor).numpy(), (angles.sin() * factor).numpy()
 
 
-def _table(spec: rope.RopeSpec, length: int):
+def _table(spec: rope.RopeSpec, length: int) -> "tuple[torch.Tensor, float]":
+    """(inv_freq in radians per position, attention factor) by the rules below."""
     import torch
 
     inv_freq, attention_factor = _unrounded(spec, length)
@@ -67,8 +83,8 @@ def _table(spec: rope.RopeSpec, length: int):
     return inv_freq, attention_factor
 
 
-def _unrounded(spec: rope.RopeSpec, length: int):
-    """Every rule in turn; s, L and n as in the papers."""
+def _unrounded(spec: rope.RopeSpec, length: int) -> "tuple[torch.Tensor, float]":
+    """The same before wavelengths are rounded. Every rule in turn; s, L and n as in the papers."""
     import torch
 
     s, L, n, R = spec.scale, spec.train_length, length, spec.rotary_dim
@@ -95,13 +111,15 @@ def _unrounded(spec: rope.RopeSpec, length: int):
     if m == "proportional":
         turning = int(spec.partial_rotary_factor * R // 2)
         return torch.cat([plain[:turning] / s, torch.zeros(R // 2 - turning, dtype=torch.float64)]), 1.0
+    if m not in ("ntk_by_parts", "yarn", "dynamic_yarn"):
+        raise ValueError(f"the rule of {m!r} is not written in PyTorch here, so there is nothing to compare.")
     s = max(1.0, n / L) if m == "dynamic_yarn" else s
     mixed = torch.lerp(plain / s, plain, _kept(spec, plain))
     return mixed, 1.0 if m == "ntk_by_parts" else _attention_factor(spec, s)
 
 
-def _kept(spec: rope.RopeSpec, plain):
-    """Share of each frequency that YaRN keeps."""
+def _kept(spec: rope.RopeSpec, plain: "torch.Tensor") -> "torch.Tensor":
+    """The share of each frequency that YaRN keeps."""
     import torch
 
     if spec.ramp == "rotations":
@@ -121,6 +139,7 @@ def _kept(spec: rope.RopeSpec, plain):
 
 
 def _attention_factor(spec: rope.RopeSpec, s: float) -> float:
+    """YaRN's attention factor at a scale."""
     if spec.attention_factor is not None:
         return spec.attention_factor
     if s <= 1:

@@ -14,7 +14,7 @@ class DecoderConfig:
     init: "llama" (normal 0.02) or "t5". dtype: of activations; norms, rotation, softmax and loss run in
     promote_types(float32, dtype). remat: "none" keeps every activation, "full" recomputes each layer,
     "attention" all of it but attention (where its kernel names what it keeps), "dots" keeps matrix products.
-    kernel: model.attention's choice, or one forced.
+    kernel: model.kernel_choice's, or one forced.
     """
 
     vocab_size: int
@@ -106,7 +106,6 @@ _T5 = DecoderConfig(
 
 PRESETS: dict[str, DecoderConfig] = {
     "tiny": _llama(258, 128, 2, 2, 344, tie_embeddings=True),
-    "quickstart": _llama(258, 192, 4, 3, 512, tie_embeddings=True),
     "llama-50m": _llama(32_000, 512, 6, 8, 1376),
     "llama2-7b": _llama(32_000, 4096, 32, 32, 11_008),
     "llama2-13b": _llama(32_000, 5120, 40, 40, 13_824),

@@ -2,7 +2,10 @@
 
 import math
 
-from resonance_jax.parallel.mesh import fill
+import jax
+from jax.sharding import Mesh
+
+from resonance_jax.parallel.mesh import fill, make_mesh
 from resonance_jax.settings.mesh import MeshConfig
 
 
@@ -20,3 +23,9 @@ def sizes_for_rows(mesh: MeshConfig, devices: int, rows: int) -> dict[str, int]:
         if getattr(mesh, axis) == -1 and mesh.sequence == 1 and used % others == 0:
             sizes |= {axis: used // others, "sequence": shards // used}
     return sizes
+
+
+def training_mesh(mesh: MeshConfig, rows: int) -> Mesh | None:
+    """The mesh of these sizes over all devices, for batches of so many rows; None on a single device."""
+    sizes = sizes_for_rows(mesh, jax.device_count(), rows)
+    return make_mesh(**sizes) if max(sizes.values()) > 1 else None

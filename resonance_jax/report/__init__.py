@@ -1,4 +1,4 @@
-"""Tables, plots and progress: people look before they read."""
+"""Tables, plots and progress lines for people."""
 
 from resonance_jax.report.perplexity import difference, doubling, figures, positions, table
 from resonance_jax.report.plots import (

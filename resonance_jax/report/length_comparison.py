@@ -1,4 +1,4 @@
-"""What evaluate.sweep_each found, written down: rows, paired differences, a picture, sentences on the text."""
+"""What evaluate.sweep_each found, written down: rows, differences, a picture, sentences about the text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """L-Eval scores beside the paper's Table 2: same columns, same rounding, what a difference means."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 from resonance_jax.data.leval import TASKS
 from resonance_jax.evaluate import leval_scoring
@@ -12,6 +12,7 @@ _COLUMNS = [task.column for task in TASKS.values()]
 
 
 def _row(*cells: str) -> dict[str, str]:
+    """A row of the table, by column."""
     return dict(zip([*_COLUMNS, "Avg."], cells, strict=True))
 
 
@@ -33,43 +34,75 @@ PAPER = {
 short: at 4,096; the NTK rows not at all."""
 
 
-def task_result(task: str, records: Sequence[Mapping[str, Any]], prediction: str) -> dict[str, Any]:
-    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about.
+class TaskResult(TypedDict):
+    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about."""
 
-    records: lines of the predictions, `prediction` the field that holds what was said. SFiction's two halves
-    of a question count as one question.
+    task: str
+    score: float
+    low: float
+    high: float
+    questions: int
+    questions_of_the_benchmark: int
+    documents_cut: int
+    ended_by_length: int
+
+
+class Asked(TypedDict):
+    """What a line of a predictions file says of its question, beside the model's answer.
+
+    gt: the benchmark's answer. ended: why the model's ended, "eos", "stop" or "length".
     """
-    score = leval_scoring.score(task, [r[prediction] for r in records], [r["gt"] for r in records])
-    interval = wilson(score / 100 * len(records), len(records))
+
+    gt: str
+    ended: str
+    document_tokens: int
+    document_tokens_before: int
+
+
+def task_result(task: str, predictions: Sequence[str], asked: Sequence[Asked]) -> TaskResult:
+    """The result of one task; the two halves of one of SFiction's questions count as one question.
+
+    Args:
+        task: its name in data.leval.
+        predictions: the model's answers.
+        asked: what they are answers to.
+    """
+    score = leval_scoring.score(task, predictions, [a["gt"] for a in asked])
+    interval = wilson(score / 100 * len(asked), len(asked))
     return {
         "task": task,
         "score": score,
         "low": 100 * interval.low,
         "high": 100 * interval.high,
-        "questions": len(records),
+        "questions": len(asked),
         "questions_of_the_benchmark": TASKS[task].questions,
-        "documents_cut": sum(r["document_tokens"] < r["document_tokens_before"] for r in records),
-        "ended_by_length": sum(r["ended"] == "length" for r in records),
+        "documents_cut": sum(a["document_tokens"] < a["document_tokens_before"] for a in asked),
+        "ended_by_length": sum(a["ended"] == "length" for a in asked),
     }
 
 
-def average(results: Sequence[Mapping[str, Any]]) -> Interval | None:
+def average(results: Sequence[TaskResult]) -> Interval | None:
     """Avg. in % with its interval; None unless all six tasks are there."""
     if {result["task"] for result in results} != set(TASKS):
         return None
     return mean([Interval(r["score"], r["low"], r["high"]) for r in results])
 
 
-def table(name: str, results: Sequence[Mapping[str, Any]], paper: str | None = None) -> list[dict[str, str]]:
-    """Ours in the paper's columns and rounding, its interval, the counts; the paper's row, the difference and
-    how many of the paper's questions that is."""
+def table(name: str, results: Sequence[TaskResult], paper: str | None = None) -> list[dict[str, str]]:
+    """Ours in the paper's columns and rounding, with intervals and counts.
+
+    Args:
+        name: of our row.
+        results: of the tasks that were asked.
+        paper: a row of PAPER, which then stands below with the difference, also counted in questions.
+    """
     by_column = {TASKS[result["task"]].column: result for result in results}
     total = average(results)
-    line = lambda label, cell, last="": {
-        "": label,
-        **{column: cell(by_column[column]) if column in by_column else "" for column in _COLUMNS},
-        "Avg.": last,
-    }
+
+    def line(label: str, cell: Callable[[TaskResult], str], last: str = "") -> dict[str, str]:
+        cells = {column: cell(by_column[column]) if column in by_column else "" for column in _COLUMNS}
+        return {"": label, **cells, "Avg.": last}
+
     span = lambda low, high: f"{low:.1f} … {high:.1f}"
     lines = [
         line(name, lambda r: f"{r['score']:.2f}", "" if total is None else f"{total.value:.2f}"),

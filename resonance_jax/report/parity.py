@@ -1,27 +1,28 @@
-"""A parity check as rows and as a picture: where do two programs part?"""
+"""A parity check as rows and as a picture, which show where two programs part."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from resonance_jax.interop.parity_check import PARTS, Parity, Tap
+from resonance_jax.interop.parity_result import PARTS, Parity, Tap
 from resonance_jax.report.plots import new_figure, save
 
-
-def rows(parity: Parity) -> list[dict[str, Any]]:
-    """Every tensor, one a row."""
-    hidden = ("by_position",)
-    return [{k: v for k, v in dataclasses.asdict(tap).items() if k not in hidden} for tap in parity.taps]
+Row = dict[str, str | int | float | None]
 
 
-def summary(parity: Parity) -> list[dict[str, Any]]:
-    """One row an encoding, length, dtype and precision: the worst tensor of each kind."""
-    groups: dict[tuple, list[Tap]] = {}
+def rows(parity: Parity) -> list[Row]:
+    """One row per tensor, without its errors by position."""
+    shown = [field.name for field in dataclasses.fields(Tap) if field.name != "by_position"]
+    return [{name: getattr(tap, name) for name in shown} for tap in parity.taps]
+
+
+def summary(parity: Parity) -> list[Row]:
+    """One row per encoding, length, dtype and precision: the worst tensor of each kind."""
+    groups: dict[tuple[str, int, str], list[Tap]] = {}
     for tap in parity.taps:
         groups.setdefault((tap.encoding, tap.length, tap.dtype), []).append(tap)
-    lines = []
+    lines: list[Row] = []
     for (encoding, length, dtype), taps in groups.items():
         for precision in sorted({tap.precision for tap in taps} - {"-"}, reverse=True) or ["-"]:
             own = [tap for tap in taps if tap.precision in (precision, "-")]
@@ -49,8 +50,8 @@ def summary(parity: Parity) -> list[dict[str, Any]]:
     return lines
 
 
-def phase_rows(parity: Parity) -> list[dict[str, Any]]:
-    """What PyTorch's own float32 phases lose, one row an encoding and length."""
+def phase_rows(parity: Parity) -> list[Row]:
+    """What PyTorch's own float32 phases lose, one row per encoding and length."""
     return [
         {
             "encoding": p.encoding,
@@ -64,9 +65,9 @@ def phase_rows(parity: Parity) -> list[dict[str, Any]]:
 
 
 def parity_plot(parity: Parity, path: str | Path) -> None:
-    """Errors by layer and position, a panel a dtype (float64 first): the first encoding, the longest length.
+    """Write a PNG: errors by tensor and position, a panel per dtype.
 
-    Rows are the tensors from the embedding down to the logits. Writes a PNG.
+    Shown are the first encoding and the longest length, tensors from the embedding down to the logits.
     """
     from matplotlib.colors import LogNorm
 

@@ -1,28 +1,48 @@
-"""Passkey results: rows, a table an encoding a line, and the heat maps."""
+"""Passkey results: rows, a table with a line per encoding, and heat maps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from resonance_jax.evaluate import passkey
 from resonance_jax.evaluate.binomial import wilson
-from resonance_jax.report.plots import save
-
-Cells = Sequence[Mapping[str, Any]]
-"""evaluate.passkey.cell's results, each with "encoding" and "model" (the seed or the checkpoint)."""
+from resonance_jax.report.plots import blank_figure, save
 
 
-def rows(cells: Cells) -> list[dict[str, Any]]:
-    """One row an (encoding, length, depth): keys found over all models, with Wilson's 95 % interval."""
-    grouped: dict[tuple, list] = {}
+class ModelCell(passkey.Cell):
+    """A cell, the label of its encoding, and which model was asked (its seed, or the checkpoint's name)."""
+
+    encoding: str
+    model: int | str
+
+
+class Row(TypedDict):
+    """The keys found over all models at one depth of one length, with Wilson's 95 % interval."""
+
+    encoding: str
+    template: str
+    length: int
+    depth: float
+    prompt_tokens: int
+    models: int
+    trials: int
+    right: int
+    share: float
+    low: float
+    high: float
+
+
+def rows(cells: Sequence[ModelCell]) -> list[Row]:
+    """One row per encoding, length and depth."""
+    grouped: dict[tuple[str, int, float], list[ModelCell]] = {}
     for cell in cells:
         grouped.setdefault((cell["encoding"], cell["length"], cell["depth"]), []).append(cell)
-    table = []
+    table: list[Row] = []
     for (encoding, length, depth), same in sorted(grouped.items(), key=lambda item: item[0][1:]):
-        right, trials = (sum(cell[name] for cell in same) for name in ("right", "trials"))
+        right, trials = sum(cell["right"] for cell in same), sum(cell["trials"] for cell in same)
         interval = wilson(right, trials)
         table.append(
             {
@@ -43,17 +63,19 @@ def rows(cells: Cells) -> list[dict[str, Any]]:
     return sorted(table, key=lambda row: order.index(row["encoding"]))
 
 
-def table(cells: Cells) -> list[dict[str, Any]]:
-    """One line an encoding: keys found (%) at every length over all depths, the models' lowest and highest
-    in parentheses, and the longest length with at least 80 %."""
-    lines = []
+def table(cells: Sequence[ModelCell]) -> list[dict[str, str | int | None]]:
+    """One line per encoding: keys found (%) at every length over all depths, and how far that reaches.
+
+    The models' lowest and highest stand in parentheses, the longest length with at least 80 % at the end.
+    """
+    lines: list[dict[str, str | int | None]] = []
     for encoding in dict.fromkeys(cell["encoding"] for cell in cells):
         own = [cell for cell in cells if cell["encoding"] == encoding]
         by_model = [
             passkey.by_length(cell for cell in own if cell["model"] == model)
             for model in dict.fromkeys(cell["model"] for cell in own)
         ]
-        line: dict[str, Any] = {"encoding": encoding}
+        line: dict[str, str | int | None] = {"encoding": encoding}
         for length, (right, trials) in passkey.by_length(own).items():
             each = [100 * one[length][0] / one[length][1] for one in by_model if length in one]
             spread = f" ({min(each):.0f} … {max(each):.0f})" if len(each) > 1 else ""
@@ -63,25 +85,24 @@ def table(cells: Cells) -> list[dict[str, Any]]:
     return lines
 
 
-def heat_map(table: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Share of keys found, depth against length, a panel an encoding. table: as `rows` gives it.
+def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
+    """Write a PNG: the share of keys found, depth against length, a panel per encoding. table: of `rows`.
 
-    Resonance encodings come last; when there are as many as others, each stands below its base.
+    Resonance encodings come last; when there are as many of them as of others, each stands below its base.
     """
-    resonant = lambda encoding: encoding.startswith("Resonance ")
+
+    def resonant(encoding: str) -> bool:
+        return encoding.startswith("Resonance ")
+
     encodings = sorted(dict.fromkeys(row["encoding"] for row in table), key=resonant)
     half = len(encodings) // 2
     columns = half if 2 * sum(map(resonant, encodings)) == len(encodings) and half <= 6 else 4
     lengths = sorted({row["length"] for row in table})
     depths = sorted({row["depth"] for row in table})
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(encodings))
     panels = math.ceil(len(encodings) / columns)
     width, height = max(2.4, 0.6 * len(lengths) + 0.3), 0.34 * len(depths) + 0.7
-    figure = Figure(figsize=(width * columns + 1.2, height * panels + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width * columns + 1.2, height * panels + 0.9)
     axes = figure.subplots(panels, columns, squeeze=False)
     for axis in axes.flat[len(encodings) :]:
         axis.set_visible(False)

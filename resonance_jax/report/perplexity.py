@@ -1,7 +1,7 @@
 """Perplexity results as rows: what a result file holds, what a reader compares."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -10,9 +10,52 @@ from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.rope import RopeSpec
 
 
-def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> list[dict[str, Any]]:
-    """One row a length with everything needed to compare it: protocol, what was scored, both averages."""
-    rows = []
+class FigureRow(TypedDict):
+    """One encoding at one length: how it was scored, both averages, and the 95 % interval of the first."""
+
+    encoding: str
+    method: str
+    resonance: bool
+    length: int
+    perplexity: float
+    low: float
+    high: float
+    window_mean: float
+    protocol: str
+    stride: int | None
+    bos: int | None
+    tokens: int
+    windows: int
+    documents: int
+
+
+class PositionRow(TypedDict):
+    """The perplexity of the tokens in one bin of positions."""
+
+    encoding: str
+    length: int
+    from_position: int
+    perplexity: float
+    tokens: int
+
+
+DifferenceRow = TypedDict(
+    "DifferenceRow",
+    {
+        "encoding": str,
+        "minus": str,
+        "length": int,
+        "difference": float,
+        "95 % interval": str,
+        "verdict": str,
+    },
+)
+"""One encoding minus another at one length, in nats per token."""
+
+
+def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> list[FigureRow]:
+    """One row per length, with everything that is needed to compare it."""
+    rows: list[FigureRow] = []
     for length, result in sorted(by_length.items()):
         interval = result.interval()
         rows.append(
@@ -36,16 +79,16 @@ def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> 
     return rows
 
 
-def positions(label: str, result: Perplexity) -> list[dict[str, Any]]:
-    """Perplexity by position in the window, one row a bin of BIN positions in which something was scored."""
-    rows = []
-    for index in np.flatnonzero(result.position_scored):
+def positions(label: str, result: Perplexity) -> list[PositionRow]:
+    """Perplexity by position in the window: one row per bin of BIN positions in which a token was scored."""
+    rows: list[PositionRow] = []
+    for index in np.flatnonzero(result.position_scored).tolist():
         scored = int(result.position_scored[index])
         rows.append(
             {
                 "encoding": label,
                 "length": result.length,
-                "from_position": int(index) * BIN,
+                "from_position": index * BIN,
                 "perplexity": float(np.exp(result.position_nll[index] / scored)),
                 "tokens": scored,
             }
@@ -53,8 +96,11 @@ def positions(label: str, result: Perplexity) -> list[dict[str, Any]]:
     return rows
 
 
-def difference(label: str, a: Perplexity, other: str, b: Perplexity) -> dict[str, Any]:
-    """NLL of a minus b in nats a token on the same windows, its 95 % interval, and what that means."""
+def difference(label: str, a: Perplexity, other: str, b: Perplexity) -> DifferenceRow:
+    """The NLL of a minus that of b on the same windows, its 95 % interval, and what that means.
+
+    label, other: the encodings' names for people.
+    """
     d = paired_difference(a.nll, b.nll, a.scored, a.document)
     verdict = "inside the noise" if not d.excludes(0) else "better" if d.value < 0 else "worse"
     return {
@@ -68,18 +114,18 @@ def difference(label: str, a: Perplexity, other: str, b: Perplexity) -> dict[str
 
 
 def table(
-    rows: Iterable[Mapping[str, Any]], lengths: Iterable[int], average: str = "perplexity"
-) -> list[dict]:
-    """One line an encoding, one column a length, and the 95 % interval at the longest.
+    rows: Iterable[FigureRow], lengths: Iterable[int], average: str = "perplexity"
+) -> list[dict[str, str | float]]:
+    """One line per encoding, one column per length, and the 95 % interval at the longest.
 
-    average: "perplexity" (over tokens) or "window_mean".
+    average: "perplexity" (over tokens) or "window_mean", which has no interval.
     """
     lengths = sorted(lengths)
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, str | float]] = {}
     for row in rows:
         line = lines.setdefault(row["encoding"], {"encoding": row["encoding"]})
         if row["length"] in lengths:
-            line[f"{row['length']:,}"] = row[average]
+            line[f"{row['length']:,}"] = row["perplexity"] if average == "perplexity" else row["window_mean"]
         if row["length"] == lengths[-1] and average == "perplexity":
             line[f"95 % at {lengths[-1]:,}"] = f"{row['low']:.4g} … {row['high']:.4g}"
     return list(lines.values())

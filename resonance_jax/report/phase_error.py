@@ -9,24 +9,41 @@ All without the attention factor, against float64.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Float64, Int, Integer
 
 from resonance_jax import rope
-from resonance_jax.report.plots import _mark, new_figure, save, style
+from resonance_jax.report.plots import legend_below, mark, new_figure, save, style
 
 _MARKERS = "osD^vP*X"
 
 WINDOW = 256
-"""Positions looked at below each position named."""
+"""How many positions below a position are looked at."""
 
 
-def exact_cos_sin(freqs: rope.Frequencies, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The oracle: float64[P, R/2] each, attention factor left out, on the host.
+class ErrorRow(TypedDict):
+    """The largest errors of one way to compute phases, in the positions below one position."""
+
+    encoding: str
+    way: str
+    dtype: str
+    backend: str
+    device: str
+    position: int
+    cos_error: float
+    sin_error: float
+
+
+def exact_cos_sin(
+    freqs: rope.Frequencies, positions: Integer[np.ndarray, "P"]
+) -> tuple[Float64[np.ndarray, "P pairs"], Float64[np.ndarray, "P pairs"]]:
+    """The oracle: cosines and sines, attention factor left out, computed on the host.
 
     A pair with an integer wavelength takes the position modulo it first. The others are p * theta in
     float64, whose rounding moves a cosine by at most p * 2.3e-16: 2.4e-10 at 2^20.
@@ -38,20 +55,30 @@ def exact_cos_sin(freqs: rope.Frequencies, positions: np.ndarray) -> tuple[np.nd
     return np.cos(angle), np.sin(angle)
 
 
-def _product(freqs, inv_freq: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _exact(
+    freqs: rope.Frequencies, inv_freq: Float32[Array, "pairs"], positions: Int[Array, "P"]
+) -> tuple[Array, Array]:
+    return rope.cos_sin(freqs, positions)
+
+
+def _product(
+    freqs: rope.Frequencies, inv_freq: Float32[Array, "pairs"], positions: Int[Array, "P"]
+) -> tuple[Array, Array]:
     angle = positions.astype(jnp.float32)[:, None] * inv_freq[None]
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _coarse_product(freqs, inv_freq: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _coarse_product(
+    freqs: rope.Frequencies, inv_freq: Float32[Array, "pairs"], positions: Int[Array, "P"]
+) -> tuple[Array, Array]:
     # A cast alone may be optimised away under jit: compilers are free to keep more digits than asked for.
     bfloat16 = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     angle = bfloat16(bfloat16(positions.astype(jnp.float32))[:, None] * bfloat16(inv_freq)[None])
     return jnp.cos(angle), jnp.sin(angle)
 
 
-WAYS = {
-    "exact": ("float32", lambda freqs, inv_freq, positions: rope.cos_sin(freqs, positions)),
+WAYS: dict[str, tuple[str, Callable[..., tuple[Array, Array]]]] = {
+    "exact": ("float32", _exact),
     "float32 product": ("float32", _product),
     "bfloat16 product": ("bfloat16", _coarse_product),
 }
@@ -69,15 +96,17 @@ def phase_error_rows(
     tables: Mapping[str, rope.Frequencies],
     positions: Sequence[int],
     devices: Sequence[jax.Device] | None = None,
-) -> list[dict]:
+) -> list[ErrorRow]:
     """The largest error in cos and in sin, over all pairs and the 256 positions below each position.
 
-    tables: {label: Frequencies}. devices: one row each for the backends looked at (default: the default
-    device and, where that is another, the CPU).
+    Args:
+        tables: the encodings, by label.
+        positions: where errors are looked at.
+        devices: what computes; default: the default device and, where that is another kind, a CPU.
     """
     devices = default_devices() if devices is None else devices
     every = np.concatenate([np.arange(p - WINDOW, p) for p in positions]).astype(np.int32)
-    rows = []
+    rows: list[ErrorRow] = []
     for device in devices:
         for way, (dtype, function) in WAYS.items():
             compiled = jax.jit(function)
@@ -111,9 +140,9 @@ def default_devices() -> list[jax.Device]:
     return [first] if first.platform == "cpu" else [first, *jax.local_devices(backend="cpu")[:1]]
 
 
-def table(rows: Sequence[dict], positions: Sequence[int]) -> list[dict]:
-    """One line a way, backend and encoding; one column a position, the larger error of cos and sin."""
-    lines: dict[tuple, dict] = {}
+def table(rows: Sequence[ErrorRow], positions: Sequence[int]) -> list[dict[str, str]]:
+    """One line per way, backend and encoding; one column per position, the larger error of cos and sin."""
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         key = (row["way"], row["backend"], row["encoding"])
         line = lines.setdefault(key, dict(zip(("way", "backend", "encoding"), key, strict=True)))
@@ -122,12 +151,13 @@ def table(rows: Sequence[dict], positions: Sequence[int]) -> list[dict]:
     return list(lines.values())
 
 
-def phase_error_plot(rows: Sequence[dict], path: str | Path) -> None:
-    """Error against position, a panel a way, a line an encoding; rows of one backend. Writes a PNG."""
+def phase_error_plot(rows: Sequence[ErrorRow], path: str | Path) -> None:
+    """Write a PNG: error against position, a panel per way, a line per encoding. rows: of one backend."""
     figure, axes = new_figure(len(WAYS), width=4.4, height=4.4)
     for axis, way in zip(axes, WAYS, strict=True):
         own = [row for row in rows if row["way"] == way]
         labels = list(dict.fromkeys(row["encoding"] for row in own))
+        ticks: list[int] = []
         for number, label in enumerate(labels):
             line = [row for row in own if row["encoding"] == label]
             error = [max(row["cos_error"], row["sin_error"]) for row in line]
@@ -135,16 +165,15 @@ def phase_error_plot(rows: Sequence[dict], path: str | Path) -> None:
             marks = {"marker": _MARKERS[number % len(_MARKERS)], "markevery": (number, len(labels))}
             look = style(label) | marks | {"markersize": 6}
             axis.plot([row["position"] for row in line], error, label=label, **look)
+            ticks = [row["position"] for row in line][::4]
         axis.set_xscale("log", base=2)
-        ticks = [row["position"] for row in line][::4]
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.set_yscale("log")
         axis.set_ylim(1e-8, 4)
-        _mark(axis, "1e-6", y=1e-6)
+        mark(axis, "1e-6", y=1e-6)
         axis.set_title(way, fontsize=10)
         axis.set_xlabel("position")
     axes[0].set_ylabel("largest error in cos or sin")
-    names = axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=4, fontsize=8, frameon=False, handlelength=3.6)
+    legend_below(figure, axes[0])
     figure.suptitle(f"Phase error on {rows[0]['device']}, against float64", fontsize=11)
     save(figure, path)

@@ -1,12 +1,26 @@
-"""Pictures: readable labels, colours that survive colour blindness, one idea a panel."""
+"""Pictures: readable labels, colours that survive colour blindness, one idea per panel."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.files import atomic
+from resonance_jax.report.labels import FINETUNED, SWAPPED
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+Style = dict[str, str | float | None]
+"""Keyword arguments of a matplotlib line."""
+Sweeps = Mapping[str, Mapping[int, Perplexity]]
+"""label -> {length: Perplexity}, as evaluate.sweep gives them."""
+Panels = Mapping[str, Mapping[str, Float[np.ndarray, "seeds points"]]]
+"""task -> label -> one line per seed."""
 
 # Okabe and Ito's palette, dark enough for lines on white; a method keeps its colour everywhere.
 COLOURS = {
@@ -23,47 +37,61 @@ COLOURS = {
 }
 
 
-def style(label: str) -> dict:
-    """Line style of a label: colour by method, dashed for Resonance, a marker for what was done to it."""
+def style(label: str) -> Style:
+    """Line style of a label: colour by method, dashed for Resonance, a marker for a changed model."""
     method = label.split(",")[0].removeprefix("Resonance ")
     return {
         "color": COLOURS.get(method, "#777777"),
         "linestyle": "--" if label.startswith("Resonance") else "-",
-        "marker": "o" if "fine-tuned" in label else "x" if "swapped" in label else None,
+        "marker": "o" if FINETUNED in label else "x" if SWAPPED in label else None,
         "markersize": 4,
         "linewidth": 1.6,
     }
 
 
-def new_figure(panels: int, width: float = 6.0, height: float = 4.4):
-    """A row of panels, drawn without a display: (figure, axes)."""
+def blank_figure(width: float, height: float) -> "matplotlib.figure.Figure":
+    """A figure of a size in inches, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(1, panels))
+    return figure
+
+
+def new_figure(
+    panels: int, width: float = 6.0, height: float = 4.4
+) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
+    """A row of panels of a size in inches: (figure, axes)."""
+    figure = blank_figure(width * panels, height)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25, linewidth=0.6)
     return figure, axes
 
 
-def save(figure, path: str | Path) -> None:
+def save(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 
 def perplexity_plot(
-    results: Mapping[str, Mapping[int, Perplexity]],
+    results: Sweeps,
     path: str | Path,
     train_length: int | None = None,
     title: str = "",
     unit: str = "token",
 ) -> None:
-    """Perplexity against length (left), and by position at the longest length (right), one line a row.
+    """Write a PNG: perplexity against length (left), and by position at the longest length (right).
 
-    results: label -> {length: Perplexity}, as evaluate.sweep gives them. Writes a PNG.
+    Args:
+        results: one line per label.
+        path: of the PNG.
+        train_length: marked where it is known, in positions.
+        title: above the panels.
+        unit: what a token is, for the axes.
     """
     figure, (left, right) = new_figure(2, width=6.2, height=5.0)
     for label, by_length in results.items():
@@ -81,19 +109,17 @@ def perplexity_plot(
     for axis in (left, right):
         _log_scale(axis)
         _mark_training_length(axis, train_length)
-    _mark_lengths(left, results.values())
-    _legend(figure, left)
+    _mark_lengths(left, results)
+    legend_below(figure, left)
     if title:
         figure.suptitle(title, fontsize=11)
     save(figure, path)
 
 
 def perplexity_panels(
-    results: Mapping[str, Mapping[str, Mapping[int, Perplexity]]],
-    path: str | Path,
-    train_length: int | None = None,
+    results: Mapping[str, Sweeps], path: str | Path, train_length: int | None = None
 ) -> None:
-    """Perplexity against length, one panel a corpus, one line an encoding (the paper's Figure 4)."""
+    """Write a PNG: perplexity against length, a panel per corpus, a line per label (the paper's Figure 4)."""
     figure, axes = new_figure(len(results), width=5.6, height=4.6)
     for axis, (corpus, by_label) in zip(axes, results.items(), strict=True):
         for label, by_length in by_label.items():
@@ -104,58 +130,79 @@ def perplexity_panels(
         axis.set_ylabel("perplexity per token")
         _log_scale(axis)
         _mark_training_length(axis, train_length)
-        _mark_lengths(axis, by_label.values())
-    _legend(figure, axes[0])
+        _mark_lengths(axis, by_label)
+    legend_below(figure, axes[0])
     save(figure, path)
 
 
-def _mark_lengths(axis, results) -> None:
-    """Ticks at the lengths that were measured, thinned out to at most nine."""
-    lengths = sorted({length for by_length in results for length in by_length})
+def _mark_lengths(axis: "matplotlib.axes.Axes", results: Sweeps) -> None:
+    """Put ticks at the lengths that were measured, thinned out to at most nine."""
+    lengths = sorted({length for by_length in results.values() for length in by_length})
     step = -(-len(lengths) // 9)
     axis.set_xticks(lengths[::-1][::step], [f"{length:,}" for length in lengths[::-1][::step]])
 
 
-def _legend(figure, axis) -> None:
-    """One legend below all panels; lines long enough to tell dashes from markers."""
+def legend_below(
+    figure: "matplotlib.figure.Figure",
+    axis: "matplotlib.axes.Axes",
+    columns: int = 4,
+    fontsize: float = 8,
+    handlelength: float = 3.6,
+) -> None:
+    """One legend of one panel's lines below all panels, its lines long enough to tell dashes from markers."""
     handles, labels = axis.get_legend_handles_labels()
-    style = {"fontsize": 8, "frameon": False, "handlelength": 3.6}
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, **style)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=fontsize,
+        frameon=False,
+        handlelength=handlelength,
+    )
 
 
-def _log_scale(axis) -> None:
+def _log_scale(axis: "matplotlib.axes.Axes") -> None:
+    """A logarithmic vertical axis with plain numbers."""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
 
 
-def _mark_training_length(axis, train_length: int | None) -> None:
+def _mark_training_length(axis: "matplotlib.axes.Axes", train_length: int | None) -> None:
+    """A vertical line at the training length, where it is known."""
     if train_length is not None:
-        _mark(axis, "training length", x=train_length)
+        mark(axis, "training length", x=train_length)
 
 
-def _mark(axis, text: str, x: float | None = None, y: float | None = None) -> None:
+def mark(axis: "matplotlib.axes.Axes", text: str, x: float | None = None, y: float | None = None) -> None:
     """A dotted line at x or at y, with its name."""
     line = {"color": "#555555", "linewidth": 1, "linestyle": ":"}
     name = {"textcoords": "offset points", "fontsize": 8, "color": "#555555"}
     if x is not None:
         axis.axvline(x, **line)
         axis.annotate(text, (x, 0.99), xycoords=("data", "axes fraction"), xytext=(4, 0), va="top", **name)
-    else:
+    if y is not None:
         axis.axhline(y, **line)
         axis.annotate(text, (0.99, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right", **name)
 
 
-def _band(axis, x, values: np.ndarray, label: str, most: float = np.inf) -> None:
-    """The mean over seeds (axis 0) as a line, one standard deviation either side as a band up to `most`."""
+def _band(
+    axis: "matplotlib.axes.Axes",
+    x: Float[np.ndarray, "points"],
+    values: Float[np.ndarray, "seeds points"],
+    label: str,
+    most: float = np.inf,
+) -> None:
+    """The mean over seeds as a line, one standard deviation either side as a band up to `most`."""
     mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
     axis.plot(x, mean, label=label, **style(label))
     high = np.minimum(mean + deviation, most)
     axis.fill_between(x, mean - deviation, high, color=style(label)["color"], alpha=0.12, lw=0)
 
 
-def _by_task(panels: Mapping[str, Mapping[str, np.ndarray]], title: str):
-    """A panel a task, under a common title: (figure, axes)."""
+def _by_task(panels: Panels, title: str) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
+    """A panel per task, under a common title: (figure, axes)."""
     figure, axes = new_figure(len(panels), width=4.6, height=4.4)
     for axis, task in zip(axes, panels, strict=True):
         axis.set_title(task.replace("_", "-"), fontsize=10)
@@ -164,7 +211,7 @@ def _by_task(panels: Mapping[str, Mapping[str, np.ndarray]], title: str):
 
 
 def accuracy_by_position_plot(
-    panels: Mapping[str, Mapping[str, np.ndarray]],
+    panels: Panels,
     path: str | Path,
     first: int,
     train_length: int,
@@ -172,10 +219,16 @@ def accuracy_by_position_plot(
     title: str = "",
     smooth: int = 4,
 ) -> None:
-    """PosGen accuracy at each token, a panel a task, a line an encoding with its spread over seeds.
+    """Write a PNG: PosGen's accuracy at each token, a panel per task, a line per label with its spread.
 
-    panels: task -> label -> shares f64[seeds, tokens], the first of them at token `first`. ceilings: task ->
-    (ID, OOD) accuracy of the two-token shortcut. smooth: tokens averaged into one point. Writes a PNG.
+    Args:
+        panels: shares of right rows, a point per token.
+        path: of the PNG.
+        first: the token that the first point is of.
+        train_length: marked, in tokens.
+        ceilings: by task, ID and OOD accuracy of the two-token shortcut.
+        title: above the panels.
+        smooth: tokens averaged into one point.
     """
     figure, axes = _by_task(panels, title)
     for axis, (task, lines) in zip(axes, panels.items(), strict=True):
@@ -184,25 +237,24 @@ def accuracy_by_position_plot(
             means = values[:, : points * smooth].reshape(len(values), points, smooth).mean(axis=2)
             _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label, most=100)
         _mark_training_length(axis, train_length)
-        _mark(axis, "ceiling of the two-token shortcut", y=100 * ceilings[task][1])
+        mark(axis, "ceiling of the two-token shortcut", y=100 * ceilings[task][1])
         axis.set_xlabel(f"token of the sequence, {smooth} to a point")
         axis.set_ylim(0, 108)
     axes[0].set_ylabel("accuracy (%), mean ± s.d. over seeds")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=min(4, 2 * len(panels)),
-        frameon=False,
-    )
+    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
     save(figure, path)
 
 
 def validation_loss_plot(
-    panels: Mapping[str, Mapping[str, np.ndarray]], path: str | Path, epochs: np.ndarray, title: str = ""
+    panels: Panels, path: str | Path, epochs: Float[np.ndarray, "evaluations"], title: str = ""
 ) -> None:
-    """Validation loss against epochs (the Resonance paper's Figure 3), a panel a task, bands over seeds.
+    """Write a PNG: validation loss against epochs (the Resonance paper's Figure 3), a panel per task.
 
-    panels: task -> label -> nats a token f64[seeds, evaluations]; epochs f64[evaluations]. Writes a PNG.
+    Args:
+        panels: losses in nats per token, a point per evaluation.
+        path: of the PNG.
+        epochs: when each evaluation was.
+        title: above the panels.
     """
     figure, axes = _by_task(panels, title)
     for axis, lines in zip(axes, panels.values(), strict=True):
@@ -213,10 +265,5 @@ def validation_loss_plot(
     axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=min(4, 2 * len(panels)),
-        frameon=False,
-    )
+    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
     save(figure, path)

@@ -1,10 +1,12 @@
 """The paper's Table 1 beside ours: OOD accuracy on PosGen, mean and standard deviation over seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
+from jaxtyping import Float64
 
+from resonance_jax.evaluate.posgen_accuracy import Curve
 from resonance_jax.report.tables import Rows, markdown
 
 PAPER = {
@@ -20,23 +22,60 @@ RULES = {
     "last": "last epoch",
 }
 
-Results = Mapping[str, Mapping[str, Any]]
-"""task -> {"curves": {encoding: [one evaluate.posgen_accuracy.curve a seed]}, "ceiling": {"id", "ood"}}."""
+
+class Result(TypedDict):
+    """The result of one task. curves: by encoding, one per seed. ceiling: "id" and "ood" accuracy (0 … 1)."""
+
+    curves: dict[str, list[Curve]]
+    ceiling: dict[str, float]
 
 
-def percent(curves: Sequence[Mapping[str, Any]], figure: str, rule: str) -> np.ndarray:
-    """f64[seeds]: a figure such as "test_ood" at the evaluation that the rule picks, in %."""
+class Row(TypedDict):
+    """One encoding on one task under one rule of RULES; every figure in %, deviations over seeds."""
+
+    rule: str
+    task: str
+    encoding: str
+    seeds: int
+    ood_mean: float
+    ood_std: float | None
+    id_mean: float
+    id_std: float | None
+    paper_ood: float | None
+    difference: float | None
+    ceiling_ood: float
+    ceiling_id: float
+
+
+class Gap(TypedDict):
+    """Encoding minus another in points of OOD accuracy, with a 95 % interval, ours and the paper's."""
+
+    rule: str
+    task: str
+    encoding: str
+    minus: str
+    points: float
+    low: float
+    high: float
+    verdict: str
+    paper: float | None
+
+
+def percent(
+    curves: Sequence[Curve], figure: Literal["test_id", "test_ood"], rule: str
+) -> Float64[np.ndarray, "seeds"]:
+    """An accuracy of every seed in %, at the evaluation that the rule picks."""
     return 100 * np.asarray([c[figure][c["best"] if rule == "best" else -1] for c in curves])
 
 
-def spread(values: np.ndarray) -> float | None:
+def spread(values: Float64[np.ndarray, "seeds"]) -> float | None:
     """The standard deviation over seeds (n - 1), None for a single one."""
     return float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def rows(results: Results) -> list[dict[str, Any]]:
-    """One row a (rule, task, encoding), every figure in %."""
-    table = []
+def rows(results: Mapping[str, Result]) -> list[Row]:
+    """One row per rule, task and encoding. results: by task."""
+    table: list[Row] = []
     for rule in RULES:
         for task, result in results.items():
             for title, curves in result["curves"].items():
@@ -61,15 +100,15 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return table
 
 
-def differences(results: Results, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Encoding a minus encoding b in points of OOD accuracy, paired by seed, with a 95 % t interval.
+def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]]) -> list[Gap]:
+    """Encoding a minus encoding b for each pair (a, b), paired by seed, with a 95 % t interval.
 
     The runs of one seed share their first weights and the order of their data. A pair that is not there, or
-    has fewer than two seeds, is left out.
+    has fewer than two seeds, is left out. results: by task.
     """
     from scipy.special import stdtrit
 
-    table = []
+    table: list[Gap] = []
     for rule in RULES:
         for task, result in results.items():
             for a, b in pairs:
@@ -98,26 +137,31 @@ def differences(results: Results, pairs: Sequence[tuple[str, str]]) -> list[dict
 
 
 def _paper_gap(a: str, b: str, task: str) -> float | None:
+    """The same difference in the paper's table, where it has both."""
     known = a in PAPER and b in PAPER
     return PAPER[a][task] - PAPER[b][task] if known else None
 
 
-def wide(table: Sequence[Mapping[str, Any]], rule: str, part: str = "ood") -> Rows:
-    """Rows as the paper prints them: an encoding a row, its tasks side by side; last, the ceiling."""
-    by_encoding: dict[str, dict[str, Any]] = {}
-    ceiling: dict[str, Any] = {"encoding": "ceiling of the shortcut"}
+def wide(table: Sequence[Row], rule: str, part: Literal["ood", "id"] = "ood") -> Rows:
+    """Rows as the paper prints them: one per encoding, its tasks side by side; last, the ceiling."""
+    by_encoding: dict[str, dict[str, str]] = {}
+    ceiling = {"encoding": "ceiling of the shortcut"}
     for row in (row for row in table if row["rule"] == rule):
-        deviation, paper = row[f"{part}_std"], row["paper_ood"] if part == "ood" else None
-        cell = f"{row[f'{part}_mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-        if paper is not None:
-            cell += f" (paper {paper:.2f}, {row['difference']:+.1f})"
+        mean, deviation, limit = (
+            (row["ood_mean"], row["ood_std"], row["ceiling_ood"])
+            if part == "ood"
+            else (row["id_mean"], row["id_std"], row["ceiling_id"])
+        )
+        cell = f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+        if part == "ood" and row["paper_ood"] is not None:
+            cell += f" (paper {row['paper_ood']:.2f}, {row['difference']:+.1f})"
         by_encoding.setdefault(row["encoding"], {"encoding": row["encoding"]})[row["task"]] = cell
-        ceiling[row["task"]] = f"{row[f'ceiling_{part}']:.2f}"
+        ceiling[row["task"]] = f"{limit:.2f}"
     return [*by_encoding.values(), ceiling]
 
 
-def report(table: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, Any]], heading: str) -> str:
-    """table1.md: OOD under both rules, ID, and the paired differences."""
+def report(table: Sequence[Row], gaps: Sequence[Gap], heading: str) -> str:
+    """The text of table1.md: OOD accuracy under both rules, ID accuracy, and the paired differences."""
     parts = [heading]
     for rule, meaning in RULES.items():
         parts += [f"## OOD accuracy (%), {meaning}", markdown(wide(table, rule))]

@@ -6,30 +6,55 @@
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypedDict, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Float64
 
 from resonance_jax import rope
-from resonance_jax.report.plots import _mark, new_figure, save, style
+from resonance_jax.report.plots import Style, legend_below, mark, new_figure, save, style
 
 Tables = Mapping[str, rope.Frequencies]
-Rows = list[dict[str, Any]]
-"""What CSV files hold: one dictionary per row, column -> value."""
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+"""The encodings, by label."""
 
 _SEEN, _UNSEEN = "#56B4E9", "#D55E00"
 _BLOCK = 4096
 
 
-def pair_rows(tables: Tables, train_length: int, length: int) -> Rows:
-    """One row per pair: wavelength in positions, radians per position, feature gap up to `length`."""
-    rows = []
+class PairRow(TypedDict):
+    """One pair: its wavelength in positions, its frequency in radians per position, its feature gap."""
+
+    encoding: str
+    pair: int
+    wavelength: float
+    inv_freq: float
+    pre_critical: bool
+    feature_gap: float
+
+
+DecayRow = TypedDict("DecayRow", {"encoding": str, "from": int, "to": int, "score": float})
+"""The attention score averaged over the distances from … to - 1."""
+
+
+class AngleRow(TypedDict):
+    """The angle of one pair at one position, in turns (0 … 1)."""
+
+    encoding: str
+    pair: int
+    wavelength: float
+    position: int
+    seen: bool
+    turns: float
+    feature_gap: float
+
+
+Row = TypeVar("Row", PairRow, DecayRow, AngleRow)
+
+
+def pair_rows(tables: Tables, train_length: int, length: int) -> list[PairRow]:
+    """One row per pair of every encoding; feature gaps up to `length`."""
+    rows: list[PairRow] = []
     for label, freqs in tables.items():
         wavelength, gap = rope.wavelengths(freqs), rope.feature_gap(freqs, train_length, length)
         rows += [
@@ -46,12 +71,15 @@ def pair_rows(tables: Tables, train_length: int, length: int) -> Rows:
     return rows
 
 
-def summary(rows: Rows, tables: Tables) -> Rows:
-    """One row per encoding, made of pair_rows(): critical dimension, ends of its wavelengths, gaps."""
-    lines = []
-    for label, own in _of(rows).items():
+def summary(rows: list[PairRow], tables: Tables) -> list[dict[str, str | int | float | None]]:
+    """One line per encoding: its critical dimension, the ends of its wavelengths, its gaps.
+
+    rows: of pair_rows().
+    """
+    lines: list[dict[str, str | int | float | None]] = []
+    for label, own in _by_encoding(rows).items():
         early = [row["feature_gap"] for row in own if row["pre_critical"]]
-        wavelength = _column(own, "wavelength")
+        wavelength = np.array([row["wavelength"] for row in own])
         turning = wavelength[np.isfinite(wavelength)]
         lines.append(
             {
@@ -68,7 +96,7 @@ def summary(rows: Rows, tables: Tables) -> Rows:
     return lines
 
 
-def decay(freqs: rope.Frequencies, length: int) -> Float64[np.ndarray, "length"]:
+def decay(freqs: rope.Frequencies, length: int) -> Float64[np.ndarray, "{length}"]:
     """The attention score of equal queries and keys at distances 0 … length-1, as a share of |q||k|.
 
     A² · mean over pairs of cos(m theta_j): what q · k becomes, in expectation, for a random q = k whose size
@@ -84,15 +112,15 @@ def decay(freqs: rope.Frequencies, length: int) -> Float64[np.ndarray, "length"]
     return score * float(freqs.attention_factor)
 
 
-def decay_rows(tables: Tables, length: int, points: int = 48) -> Rows:
-    """decay() averaged over logarithmic bins of distance [from, to), one row per bin."""
-    edges = np.unique(np.geomspace(1, length, points).astype(int))
-    rows = []
+def decay_rows(tables: Tables, length: int, points: int = 48) -> list[DecayRow]:
+    """decay() averaged over logarithmic bins of distance, one row per bin of every encoding."""
+    edges = np.unique(np.geomspace(1, length, points).astype(int)).tolist()
+    rows: list[DecayRow] = []
     for label, freqs in tables.items():
         score = decay(freqs, length)
         for start, stop in itertools.pairwise(edges):
             mean = float(score[start:stop].mean())
-            rows.append({"encoding": label, "from": int(start), "to": int(stop), "score": mean})
+            rows.append({"encoding": label, "from": start, "to": stop, "score": mean})
     return rows
 
 
@@ -103,12 +131,12 @@ def straying_pair(freqs: rope.Frequencies, train_length: int, length: int) -> in
     return int(np.where(twice, gap, -1.0).argmax())
 
 
-def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> Rows:
-    """The angle of one pair at every position (in turns, 0 to 1), one row per position.
+def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> list[AngleRow]:
+    """The angle of one pair, one row per position of every encoding.
 
     Raises ValueError where there is no such pair, or unless 0 < train_length < length.
     """
-    rows = []
+    rows: list[AngleRow] = []
     for label, freqs in tables.items():
         wavelength = rope.wavelengths(freqs)
         if not 0 <= pair < len(wavelength):
@@ -129,26 +157,26 @@ def angle_rows(tables: Tables, pair: int, train_length: int, length: int) -> Row
     return rows
 
 
-def _of(rows: Rows) -> dict[str, Rows]:
-    grouped: dict[str, Rows] = {}
+def _by_encoding(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of every encoding."""
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row["encoding"], []).append(row)
     return grouped
 
 
-def _column(rows: Rows, name: str) -> Float64[np.ndarray, "rows"]:
-    return np.asarray([row[name] for row in rows], np.float64)
+def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+    """Write a PNG: the wavelength of every pair, the critical dimension of each encoding marked.
 
-
-def wavelength_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
-    """Wavelength of every pair, the critical dimension of each encoding marked; rows: pair_rows(). A PNG."""
+    rows: of pair_rows(). train_length, length: marked, in positions.
+    """
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
-    for label, own in _of(rows).items():
-        wavelength = _column(own, "wavelength")
+    for label, own in _by_encoding(rows).items():
+        wavelength = [row["wavelength"] for row in own]
         critical = int(sum(row["pre_critical"] for row in own))
         look = _line(label)
         name = f"{label} ({critical} of {len(own)})"
-        axis.plot(_column(own, "pair"), wavelength, label=name, **look)
+        axis.plot([row["pair"] for row in own], wavelength, label=name, **look)
         axis.plot(critical - 0.5, train_length, "D", color=look["color"], markersize=6, zorder=4)
     for positions, name in ((train_length, "training length"), (length, "longest length")):
         axis.axhline(positions, color="#555555", linewidth=1, linestyle=":")
@@ -160,37 +188,40 @@ def wavelength_plot(rows: Rows, path: str | Path, train_length: int, length: int
         "pair, fastest first  (◆ critical dimension: so many pairs turn within the training length)"
     )
     axis.set_ylabel("wavelength (positions per turn)")
-    _legend(figure, axis, 3)
+    legend_below(figure, axis, 3, handlelength=3.2)
     save(figure, path)
 
 
-def decay_plot(rows: Rows, path: str | Path, train_length: int) -> None:
-    """Attention score against distance; rows: decay_rows(). Writes a PNG."""
+def decay_plot(rows: list[DecayRow], path: str | Path, train_length: int) -> None:
+    """Write a PNG: attention score against distance. rows: of decay_rows()."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
-    for label, own in _of(rows).items():
-        middle = np.sqrt(_column(own, "from") * (_column(own, "to") - 1))
-        axis.plot(middle, _column(own, "score"), label=label, **_line(label))
+    for label, own in _by_encoding(rows).items():
+        middle = [(row["from"] * (row["to"] - 1)) ** 0.5 for row in own]
+        axis.plot(middle, [row["score"] for row in own], label=label, **_line(label))
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_xlabel("distance m between query and key (positions; mean over each logarithmic bin)")
     axis.set_ylabel("score of equal q and k:  A² · mean over pairs of cos(m θ)")
     axis.axhline(0, color="#555555", linewidth=0.8)
-    _mark(axis, "training length", x=train_length)
-    _legend(figure, axis, 4)
+    mark(axis, "training length", x=train_length)
+    legend_below(figure, axis, handlelength=3.2)
     save(figure, path)
 
 
-def gap_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
-    """Feature gap of every pair (Resonance paper eq. 8), zero included; rows: pair_rows(). Writes a PNG."""
+def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+    """Write a PNG: the feature gap of every pair (Resonance paper eq. 8), zero included.
+
+    rows: of pair_rows() with the same lengths, in positions.
+    """
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     smallest = 1.0
-    for label, own in _of(rows).items():
-        gap = _column(own, "feature_gap")
+    for label, own in _by_encoding(rows).items():
+        gap = np.array([row["feature_gap"] for row in own])
         smallest = min([smallest, *gap[gap > 0]])
         look = {**style(label), "marker": "o" if label.startswith("Resonance") else ".", "linewidth": 1.0}
         if label.startswith("Resonance"):
             look |= {"markerfacecolor": "none", "markersize": 5}
-        axis.plot(_column(own, "pair"), gap, label=label, **look)
+        axis.plot([row["pair"] for row in own], gap, label=label, **look)
     lowest = 10.0 ** np.floor(np.log10(smallest))
     axis.set_yscale("symlog", linthresh=lowest, linscale=0.5)
     ticks = 10.0 ** np.arange(np.log10(lowest), 1)
@@ -203,28 +234,29 @@ def gap_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> No
         f"{train_length:,}",
         fontsize=10,
     )
-    _legend(figure, axis, 4)
+    legend_below(figure, axis, handlelength=3.2)
     save(figure, path)
 
 
-def angle_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> None:
-    """Angles of one pair at seen and unseen positions, one circle per encoding (the paper's Figure 1).
+def angle_plot(rows: list[AngleRow], path: str | Path, train_length: int, length: int) -> None:
+    """Write a PNG: the angles of one pair at seen and unseen positions, a circle per encoding.
 
-    rows: angle_rows(), without and with Resonance in turn: they stand one above the other. Writes a PNG.
+    As the Resonance paper's Figure 1. rows: of angle_rows() with the same lengths; encodings without and with
+    Resonance in turn, so that they stand one above the other.
     """
-    grouped = _of(rows)
+    grouped = _by_encoding(rows)
     deep = 2 if len(grouped) > 2 else 1
     figure, (axis,) = new_figure(1, width=max(6.0, 3.2 * len(grouped) / deep), height=0.8 + 3.0 * deep)
     for number, (label, own) in enumerate(grouped.items()):
         left, top = 2.7 * (number // deep), -2.7 * (number % deep)
-        turns, seen = _column(own, "turns"), _column(own, "seen").astype(bool)
+        turns, seen = (np.array([row[name] for row in own]) for name in ("turns", "seen"))
         x, y = left + np.cos(2 * np.pi * turns), top + np.sin(2 * np.pi * turns)
         names = {
             "seen": f"seen: 0 … {train_length - 1:,}",
             "unseen": f"unseen: {train_length:,} … {length - 1:,}",
         }
         if number:
-            names = dict.fromkeys(names)
+            names = {"seen": "", "unseen": ""}
         axis.plot(x[seen], y[seen], "o", color=_SEEN, markersize=7, label=names["seen"])
         axis.plot(x[~seen], y[~seen], "x", color=_UNSEEN, markersize=4, label=names["unseen"])
         gap = own[0]["feature_gap"]
@@ -235,16 +267,11 @@ def angle_plot(rows: Rows, path: str | Path, train_length: int, length: int) -> 
     axis.grid(False)
     axis.set_axis_off()
     figure.suptitle(f"Rotation angles of pair {rows[0]['pair']}", fontsize=11)
-    _legend(figure, axis, 2)
+    legend_below(figure, axis, 2, handlelength=3.2)
     save(figure, path)
 
 
-def _line(label: str) -> dict[str, Any]:
-    """The label's style, so that a resonant line shows on the plain one that it nearly covers."""
+def _line(label: str) -> Style:
+    """The label's style, changed so that a resonant line shows on the plain one that it nearly covers."""
     look = style(label)
     return look | ({"zorder": 3} if label.startswith("Resonance") else {"linewidth": 3.2, "alpha": 0.5})
-
-
-def _legend(figure: "Figure", axis: "Axes", columns: int) -> None:
-    style: dict[str, Any] = {"fontsize": 8, "frameon": False, "handlelength": 3.2}
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **style)

@@ -2,13 +2,14 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-Rows = Sequence[dict]
-"""One dict a row; the first row's keys are the columns."""
+Rows = Sequence[Mapping[str, object]]
+"""One mapping per row; the first row's keys are the columns."""
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
+    """A value as people read it: a number to four digits, nothing for None."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else str(value)

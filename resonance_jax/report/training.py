@@ -1,20 +1,22 @@
-"""What a training run looked like: its loss, step by step, and a few figures."""
+"""A training run as a picture of its loss, step by step, and as a few figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from resonance_jax.report.plots import new_figure, save
 
+History = Sequence[Mapping[str, float]]
+"""One record per logged step or evaluation (train.loop); those of steps have a "loss"."""
 
-def loss_plot(history: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Loss and gradient norm against the step; history: see train.run_loop. Writes a PNG."""
+
+def loss_plot(history: History, path: str | Path, title: str = "") -> None:
+    """Write a PNG of loss and gradient norm against the step."""
     records = [record for record in history if "loss" in record]
     steps = [record["step"] for record in records]
     figure, (left, right) = new_figure(2, width=5.0, height=3.6)
     for axis, name, label in (
-        (left, "loss", "loss (nats a token)"),
+        (left, "loss", "loss (nats per token)"),
         (right, "grad_norm", "norm of the gradient"),
     ):
         axis.plot(steps, [record[name] for record in records], color="#0072B2", linewidth=1.4)
@@ -26,7 +28,7 @@ def loss_plot(history: Sequence[dict[str, Any]], path: str | Path, title: str = 
     save(figure, path)
 
 
-def training_summary(history: Sequence[dict[str, Any]], tokens_per_step: int) -> dict[str, Any]:
+def training_summary(history: History, tokens_per_step: int) -> dict[str, float]:
     """Loss at both ends (means over a tenth of the steps), tokens seen, and the typical speed."""
     records = [record for record in history if "loss" in record]
     tenth = max(1, len(records) // 10)

@@ -7,7 +7,9 @@ from resonance_jax.train.encodings import stack_frequencies
 from resonance_jax.train.loop import Evaluator, Interrupted
 from resonance_jax.train.many_runs import ManyRuns, fit_many
 from resonance_jax.train.one_run import Run, fit
+from resonance_jax.train.pretraining import pretrain
 from resonance_jax.train.rows import Rows
+from resonance_jax.train.saved_runs import saved_run
 
 __all__ = [
     "Evaluator",
@@ -20,5 +22,7 @@ __all__ = [
     "TrainConfig",
     "fit",
     "fit_many",
+    "pretrain",
+    "saved_run",
     "stack_frequencies",
 ]

@@ -16,15 +16,14 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from experiments.command import guarded
 from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from configs.quickstart import Config as Quickstart
 from experiments import finetune
-from experiments.finetune import mesh_sizes, run
-from experiments.quickstart import shape_of
+from experiments.finetune import run
 from resonance_jax import interop, model, rope, train
+from resonance_jax.command import guarded, options_of, with_options
 from resonance_jax.files import read_json, write_json
 from resonance_jax.train.checkpoint import saved_params
 from tests.bucket import bucket
@@ -139,7 +138,7 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, 
 
 
 def config_of(given: dict, **changes) -> Config:
-    return dataclasses.replace(CPU, **{**given, **changes})
+    return with_options(CPU, **{**given, **changes})
 
 
 def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
@@ -157,7 +156,7 @@ def quickstart(tmp_path_factory) -> Path:
     tables = [rope.frequencies(rope.RopeSpec(head_dim=16, resonance=r)) for r in (False, True)]
     tokens = np.tile(np.arange(8, dtype=np.int32), (2, 4))
     settings = train.TrainConfig(4, train.OptimizerConfig(lr=1e-2))
-    shape, run_dir = shape_of(config), folder / "train"
+    shape, run_dir = config.shape(), folder / "train"
     train.fit_many(shape, [0, 0], tables, lambda _: {"tokens": tokens}, settings, run_dir)
     write_json(folder / "config.json", {"study": "quickstart", **dataclasses.asdict(config)})
     return folder
@@ -222,14 +221,12 @@ def test_without_a_quickstart_it_trains_a_base_and_says_so(given, tmp_path, monk
 def test_everything_it_writes_goes_to_an_object_store(given, tmp_path, monkeypatch, capsys):
     """All but checkpoints, which Orbax writes through its own driver."""
     monkeypatch.chdir(tmp_path)
-    config = config_of(
-        given, run_dir="gs://b/run", checkpoint_dir=str(tmp_path / "c"), cache_dir=None, steps=4
-    )
-    config = dataclasses.replace(config, micro=0, profile=1)
+    where = dict(run_dir="gs://b/run", checkpoint_dir=str(tmp_path / "c"), cache_dir=None)
+    config = config_of(given, **where, steps=4, micro=0, profile=1)
     with bucket(tmp_path / "store") as written:
         assert guarded(run, config) == 0
         assert guarded(run, config) == 0  # finished
-        assert guarded(run, dataclasses.replace(config, lr=0.5)) == 2
+        assert guarded(run, with_options(config, lr=0.5)) == 2
     assert "gs://b/run/loss.png" in capsys.readouterr().out
     names = {url.removeprefix("gs://b/run/") for url in written}
     files = {"config.json", "encodings.json", "metrics.jsonl", "metrics.csv", "loss.png", "finetune.json"}
@@ -271,22 +268,20 @@ def test_a_full_disk_is_said_before_anything_is_written(given, tmp_path, monkeyp
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_devices_beyond_the_rows_cut_time():
-    sizes = lambda devices, **changes: tuple(
-        mesh_sizes(dataclasses.replace(CPU, **changes), devices).values()
-    )
-    assert sizes(2, batch_size=8) == (2, 1, 1, 1)
-    assert sizes(2, batch_size=1) == (1, 1, 1, 2)
-    assert sizes(16, batch_size=2, data=2, fsdp=-1, tensor=2) == (2, 1, 2, 4)
-    assert sizes(8, batch_size=3, data=-1, sequence=2) == (4, 1, 1, 2)  # as stated: refused later
-    _, paper = PRESETS["7b-long-yarn"]
-    assert tuple(mesh_sizes(paper, 128).values()) == (1, 64, 1, 2)
+def test_every_option_has_its_name_and_keeps_it(whole):
+    """What nests has short names, on the command line and in config.json; each occurs once."""
+    stated, options = read_json(whole / "config.json"), options_of(CPU)
+    assert {"lr", "beta1", "lora", "lora_rank", "pretrain_steps", "corpus", "fsdp", "data"} <= options.keys()
+    assert stated.keys() == {"study", *options} - {"run_dir"}
+    assert stated["lr"] == 1e-3 and stated["pretrain_steps"] == 600 and stated["length"] == 64
+    _, help, _ = finish(start("cpu", "--help"))
+    assert [name for name in options if f"--{name.replace('_', '-')} " not in help.replace(",", " ")] == []
 
 
 def test_the_plan_says_whether_it_fits(capsys):
     _, config = PRESETS["7b-long-yarn"]
     for chip, code, words in (("v5p", 0, "It fits"), ("v5e", 1, "It does NOT fit")):
-        assert guarded(run, dataclasses.replace(config, plan=True, devices=8, chip=chip)) == code
+        assert guarded(run, with_options(config, plan=True, devices=8, chip=chip)) == code
         out = capsys.readouterr().out
         assert words in out and "residual stream" in out
 

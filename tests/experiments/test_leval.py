@@ -17,6 +17,7 @@ from experiments.command import guarded
 from configs.leval import PRESETS, Config
 from experiments import leval as command
 from resonance_jax import interop, model, rope
+from resonance_jax.command import guarded
 from resonance_jax.data import leval
 from resonance_jax.files import read_json
 from resonance_jax.report import leval as report

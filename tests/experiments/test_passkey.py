@@ -12,6 +12,7 @@ from experiments.command import guarded
 from configs.passkey import PRESETS
 from experiments import passkey as command
 from resonance_jax import interop, model, rope
+from resonance_jax.command import guarded
 from resonance_jax.evaluate import passkey
 from resonance_jax.files import read_json
 from resonance_jax.report import passkey as report

@@ -15,6 +15,7 @@ from experiments.command import guarded
 from configs.posgen import PRESETS
 from experiments import posgen
 from resonance_jax import train
+from resonance_jax.command import guarded
 from resonance_jax.files import read_json
 from resonance_jax.train import memory
 

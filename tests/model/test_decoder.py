@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.parity.goldens import HUGGING_FACE, LLAMA, REFERENCE, llama_params
 from resonance_jax import rope
 from resonance_jax.interop import hf_weights
-from resonance_jax.interop.goldens import HUGGING_FACE, LLAMA, REFERENCE, llama_params
 from resonance_jax.model import Decoder, DecoderConfig, forward, head, hidden_states, linear_cross_entropy
 from resonance_jax.model.decoder import segment_positions
 from resonance_jax.model.parameters import map_declared

@@ -1,6 +1,6 @@
 """Our tables against numbers that PyTorch computed: the paper's released classes, and transformers 5.23.
 
-resonance_jax/interop/goldens.py restates each entry of tests/goldens/rope_*.npz as a RopeSpec.
+experiments/parity/goldens.py restates each entry of tests/goldens/rope_*.npz as a RopeSpec.
 """
 
 import json
@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.parity.goldens import LEFT_OUT, reason_left_out, stated, tolerance
 from resonance_jax import rope
-from resonance_jax.interop.goldens import LEFT_OUT, reason_left_out, stated, tolerance
 
 FILES = ("rope_llama.npz", "rope_separate.npz", "rope_posgen.npz", "rope_hf.npz")
 MANIFEST = json.loads((Path(__file__).parents[1] / "goldens" / "manifest.json").read_text())

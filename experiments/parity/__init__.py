@@ -7,39 +7,34 @@
 Exit code 0: every tensor agrees; 1: one does not, and the first of them is named.
 """
 
+from __future__ import annotations
+
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.parity import Config
-from experiments.command import ROOT, main, open_run
+from resonance_jax.command import open_run
 from resonance_jax.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from resonance_jax import interop, rope
+
+GOLDENS = Path(__file__).resolve().parents[2] / "tests" / "goldens"
+"""The numbers kept in a clone."""
 
 
 def run(config: Config) -> int:
+    """Compare, write down what was found; 1 where a tensor is wrong."""
     _check(config)
     folder = open_run("parity", config)
     import jax
 
-    from resonance_jax import interop, report
-    from resonance_jax.interop.goldens import against_goldens
+    from resonance_jax import report
     from resonance_jax.report import parity as reports
 
     print(f"device: {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    if config.against == "goldens":
-        found = against_goldens(ROOT / "tests" / "goldens")
-    else:
-        path = _checkpoint(config, folder)
-        specs, lengths = _asked(config, path)
-        found = interop.parity(
-            path,
-            specs,
-            lengths,
-            config.dtypes,
-            reference=config.reference,
-            gradients=config.gradients,
-            seed=config.seed,
-        )
-        reports.parity_plot(found, folder / "parity.png")
+    found = _compare(config, folder)
     result = {
         "verdict": found.verdict(),
         "ok": found.ok,
@@ -58,7 +53,32 @@ def run(config: Config) -> int:
     return 0 if found.ok else 1
 
 
+def _compare(config: Config, folder: Path) -> interop.Parity:
+    """What was asked for, compared; a picture of it in the folder where PyTorch ran."""
+    if config.against == "goldens":
+        from experiments.parity.goldens import against_goldens
+
+        return against_goldens(GOLDENS)
+    from resonance_jax import interop
+    from resonance_jax.report.parity import parity_plot
+
+    path = _checkpoint(config, folder)
+    specs, lengths = _asked(config, path)
+    found = interop.parity(
+        path,
+        specs,
+        lengths,
+        config.dtypes,
+        reference=config.reference,
+        gradients=config.gradients,
+        seed=config.seed,
+    )
+    parity_plot(found, folder / "parity.png")
+    return found
+
+
 def _picture(folder: Path) -> str:
+    """Where the picture is, if there is one."""
     return f"  {folder}/parity.png" if (folder / "parity.png").exists() else ""
 
 
@@ -100,8 +120,8 @@ def _checkpoint(config: Config, folder: Path) -> str:
     return str(path)
 
 
-def _asked(config: Config, path: str):
-    """(specs or None, lengths in positions) for interop.parity."""
+def _asked(config: Config, path: str) -> tuple[list[rope.RopeSpec] | None, list[int]]:
+    """The encodings (None: each side's own) and the lengths in positions."""
     from resonance_jax import rope
     from resonance_jax.interop.hf_config import from_hf_config, read_config
 
@@ -110,19 +130,12 @@ def _asked(config: Config, path: str):
     trained = config.train_length or own.train_length or stated.get("max_position_embeddings")
     if not trained:
         raise ValueError(f"{path} states no training length; give --train-length.")
-    if config.encodings == ("own",):
-        specs = None
-    else:
-        settings = {
-            "base": own.base,
-            "head_dim": own.head_dim,
-            "train_length": trained,
-            "scale": config.scale,
-        }
-        specs = [own if name == "own" else rope.named(name, **settings) for name in config.encodings]
-    lengths = config.positions or sorted({max(2, round(x * trained)) for x in config.lengths})
-    return specs, lengths
-
-
-if __name__ == "__main__":
-    main(run, Config, __doc__)
+    specs = None
+    if config.encodings != ("own",):
+        restated = {"scale": config.scale, "train_length": trained}
+        specs = [
+            own if name == "own" else rope.restate_for_length(own, name, 8 * trained, **restated)
+            for name in config.encodings
+        ]
+    lengths = config.positions or {max(2, round(x * trained)) for x in config.lengths}
+    return specs, sorted(lengths)

@@ -1,4 +1,6 @@
-"""Numbers that PyTorch computed once and that are kept: the paper's released classes, and transformers.
+"""Numbers that PyTorch computed once and that are kept: the oracle of `--against goldens` and of the tests.
+
+They come from the classes that the paper released, and from transformers.
 
 Each entry is restated as the RopeSpec that its class really computes, which is not always what its name
 promises: PosGen's YaRN takes the extended length + 1 as L; tables of the release never shrink after a long
@@ -8,17 +10,19 @@ s = n / max_position_embeddings past its maximum.
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Integer
 
 from resonance_jax import rope
 from resonance_jax.interop.hf_weights import tensors
-from resonance_jax.interop.parity_check import FLOAT32, Parity, Tap
+from resonance_jax.interop.parity_result import FLOAT32, Parity, Tap
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import forward, head, hidden_states
+from resonance_jax.model.decoder import Params, forward, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.model.parameters import map_declared
 
@@ -28,7 +32,8 @@ LLAMA = DecoderConfig(
 """The decoder of llama_ref.npz and llama_hf.npz."""
 
 
-def _spec(method="default", **options) -> rope.RopeSpec:
+def _spec(method: str = "default", **options: object) -> rope.RopeSpec:
+    """An encoding for LLAMA's heads."""
     return rope.RopeSpec(method=method, head_dim=LLAMA.head_dim, **options)
 
 
@@ -70,8 +75,15 @@ LEFT_OUT = {
 """Method or entry -> why it is not compared."""
 
 
+Entry = dict[str, Any]
+"""One entry of manifest.json: its "id", "file" and "kind", the names of its "arrays", and what made them."""
+
+
 class Goldens:
-    """The kept numbers, by entry id. folder: with manifest.json and *.npz (tests/goldens in a clone)."""
+    """The kept numbers. folder: with manifest.json and *.npz (tests/goldens in a clone).
+
+    Raises ValueError for another folder.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -81,25 +93,29 @@ class Goldens:
         self.entries = json.loads(manifest.read_text(encoding="utf-8"))["entries"]
         self._files: dict[str, Any] = {}
 
-    def arrays(self, entry: dict) -> dict[str, np.ndarray]:
+    def arrays(self, entry: Entry) -> dict[str, np.ndarray]:
+        """The numbers of an entry, by name."""
         name = entry["file"]
         if name not in self._files:
             self._files[name] = np.load(self.folder / name)
         return {array: self._files[name][f"{entry['id']}/{array}"] for array in entry["arrays"]}
 
-    def find(self, file: str, id: str) -> tuple[dict, dict[str, np.ndarray]]:
+    def find(self, file: str, id: str) -> tuple[Entry, dict[str, np.ndarray]]:
+        """An entry of a file by its id, and its numbers."""
         entry = next(e for e in self.entries if e["file"] == file and e["id"] == id)
         return entry, self.arrays(entry)
 
-    def of_kind(self, kind: str) -> list[dict]:
+    def of_kind(self, kind: str) -> list[Entry]:
+        """All entries of a kind, such as "rope_table"."""
         return [e for e in self.entries if e["kind"] == kind]
 
 
-def reason_left_out(entry: dict) -> str | None:
+def reason_left_out(entry: Entry) -> str | None:
+    """Why an entry is not compared, None for one that is."""
     return LEFT_OUT.get(entry.get("method"), LEFT_OUT.get(entry["id"]))
 
 
-def stated(entry: dict) -> tuple[rope.RopeSpec, int]:
+def stated(entry: Entry) -> tuple[rope.RopeSpec, int]:
     """(RopeSpec, length) of what a class of the release computes after its sequence of calls."""
     ctor, calls, method = entry["ctor"], entry["calls"], entry["method"]
     longest, most = max(calls), ctor["max_position_embeddings"]
@@ -128,14 +144,19 @@ def stated(entry: dict) -> tuple[rope.RopeSpec, int]:
     return rope.RopeSpec(method="yarn", scale=scale, **options), longest
 
 
-def tolerance(positions: np.ndarray, resonance: bool = False, scale: float = 1.0) -> np.ndarray:
-    """f64[P, 1]: what float32 arithmetic may differ by at a position (measured, JAX against PyTorch)."""
+def tolerance(
+    positions: Integer[np.ndarray, "P"], resonance: bool = False, scale: float = 1.0
+) -> Float64[np.ndarray, "P 1"]:
+    """What float32 arithmetic may differ by at each position (measured, JAX against PyTorch).
+
+    resonance: whether wavelengths are whole. scale: by which positions are divided before they are rotated.
+    """
     bounds = np.array([3e-5, 5e-4, 2e-3, 5e-3])
     plain = bounds[np.searchsorted([257, 4096, 16_384, 65_535], positions / scale)]
     return np.full((len(positions), 1), 3e-6) if resonance else plain[:, None]
 
 
-def llama_params(goldens: Goldens) -> dict[str, Any]:
+def llama_params(goldens: Goldens) -> Params:
     """The weights of LLAMA as our params pytree, float32."""
     weights = goldens.find("llama_ref.npz", "weights")[1]
     found: dict[str, Any] = {}
@@ -145,7 +166,7 @@ def llama_params(goldens: Goldens) -> dict[str, Any]:
             x.T if name.endswith("proj.weight") or name == "lm_head.weight" else x
         )
 
-    def leaf(path, _):
+    def leaf(path: str, _: object) -> Array:
         parts = found[path]
         stacked = parts[None] if None in parts else np.stack([parts[i] for i in range(LLAMA.n_layers)])
         return jax.device_put(stacked)
@@ -163,7 +184,8 @@ def against_goldens(folder: str | Path) -> Parity:
         return Parity([*_tables(goldens), *_logits(goldens)], [])
 
 
-def _tables(goldens: Goldens):
+def _tables(goldens: Goldens) -> Iterator[Tap]:
+    """Cosines and sines."""
     turn = jax.jit(rope.cos_sin)
     for entry in goldens.of_kind("rope_table"):
         if reason_left_out(entry) or entry["default_dtype"] == "bfloat16":
@@ -188,11 +210,14 @@ def _tables(goldens: Goldens):
             )
 
 
-def _logits(goldens: Goldens):
+def _logits(goldens: Goldens) -> Iterator[Tap]:
+    """Logits and losses of the LLaMA."""
     params, inputs = llama_params(goldens), goldens.find("llama_ref.npz", "inputs")[1]
 
     @jax.jit
-    def run(tokens, freqs):
+    def run(
+        tokens: Int[Array, "B T"], freqs: rope.Frequencies
+    ) -> tuple[Float[Array, "B T V"], Float[Array, ""]]:
         x = hidden_states(LLAMA, params, tokens, freqs)
         loss = linear_cross_entropy(x[:, :-1], head(LLAMA, params), tokens[:, 1:]).mean()
         return forward(LLAMA, params, tokens, freqs), loss

@@ -1,0 +1,52 @@
+"""Checkpoints and encodings as a command line names them, and which scale is taken."""
+
+import pytest
+
+from resonance_jax.command.checkpoints import encodings_of, named_checkpoints, scale_note
+from resonance_jax.rope import RopeSpec
+
+OWN = RopeSpec("yarn", head_dim=16, scale=2.0, train_length=32)
+
+
+def test_names_of_checkpoints(tmp_path):
+    (tmp_path / "small").mkdir()
+    path = str(tmp_path / "small")
+    assert named_checkpoints([path, f"other={path}"]) == {"small": path, "other": path}
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([], "no checkpoint to score"),
+        (["a=/x", "a=/y"], "two checkpoints share a name"),
+        (["a=/nowhere"], "checkpoint a: /nowhere is not a directory"),
+    ],
+)
+def test_bad_checkpoints(entries, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        named_checkpoints(entries)
+
+
+def test_scales_that_nobody_asked_for():
+    """The checkpoint's own for its own method, otherwise what reaches the longest length; and it is said."""
+    names = ["own", "yarn", "resonance-yarn", "linear", "rope"]
+    specs = encodings_of(OWN, names, "a", ["a"], length=256)
+    assert list(specs) == ["YaRN (own)", "YaRN", "Resonance YaRN", "Linear", "RoPE"]
+    assert [spec.scale for spec in specs.values()] == [2, 2, 2, 8, 1]
+    notes = [scale_note(spec, OWN, None, 256) for spec in specs.values()]
+    own = "s = 2, the checkpoint's own"
+    assert notes == [own, own, own, "s = 8, from 32 positions to 256", ""]
+
+
+def test_a_scale_that_is_asked_for_is_everybodys():
+    specs = encodings_of(OWN, ["own", "yarn", "linear"], "a", ["a"], length=256, scale=16.0)
+    assert [spec.scale for spec in specs.values()] == [2, 16, 16]
+    assert scale_note(specs["YaRN"], OWN, 16.0, 256) == "s = 16, as asked"
+
+
+def test_an_encoding_may_be_for_one_checkpoint():
+    asked = ["yarn@b", "rope"]
+    assert list(encodings_of(OWN, asked, "a", ["a", "b"], length=64)) == ["RoPE, a"]
+    assert list(encodings_of(OWN, asked, "b", ["a", "b"], length=64)) == ["YaRN, b", "RoPE, b"]
+    with pytest.raises(ValueError, match="'yarn@c' names no checkpoint; there are a, b"):
+        encodings_of(OWN, ["yarn@c"], "a", ["a", "b"], length=64)

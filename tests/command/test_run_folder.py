@@ -1,0 +1,39 @@
+"""What a run folder remembers."""
+
+import dataclasses
+
+import pytest
+
+from resonance_jax.command import default_folder, local_part, open_run, remember, stated_config
+from resonance_jax.files import as_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    steps: int = 3
+    run_dir: str | None = None
+
+
+def test_other_text_is_refused(tmp_path):
+    remember(tmp_path / "corpus.json", {"name": "a"})
+    remember(tmp_path / "corpus.json", {"name": "a"})
+    with pytest.raises(ValueError, match="the text has changed since the run"):
+        remember(tmp_path / "corpus.json", {"name": "b"})
+
+
+def test_a_folder_states_the_config_that_it_was_made_with(tmp_path):
+    assert stated_config(tmp_path / "none", Config) is None
+    folder = open_run("study", Config(steps=7, run_dir=str(tmp_path / "run")))
+    assert stated_config(folder, Config) == Config(steps=7)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        open_run("study", Config(run_dir=str(tmp_path)))
+
+
+def test_only_a_folder_in_an_object_store_has_a_local_twin(tmp_path):
+    assert local_part("study", Config(), tmp_path) == tmp_path
+    twin = local_part("study", Config(), as_path("gs://bucket/run"))
+    assert twin.name == f"{default_folder('study', Config()).name}-local"
