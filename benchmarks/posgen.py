@@ -172,10 +172,12 @@ def ours(config: model.DecoderConfig, data: dict, runs: int, steps: int):
     freqs = train.stack_frequencies([rope.frequencies(rope.RopeSpec(head_dim=config.head_dim))] * runs)
     rows = train.Rows(len(data["tokens"]), BATCH, range(runs))
     program = ManyRunsProgram(config, range(runs), freqs, rows.__getitem__, training, data)
-    state = [program.first()]
+    state, done = program.first(), 0
 
     def run():
-        state[0], metrics = program.advance(state[0], 0, steps)
+        nonlocal state, done
+        state, metrics = program.advance(state, done, steps)
+        done += steps
         return metrics
 
     return run

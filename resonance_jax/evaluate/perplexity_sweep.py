@@ -17,6 +17,7 @@ from resonance_jax.evaluate.nll_store import Store, document_digest
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
+from resonance_jax.model.digest import weights_digest
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
 """Token ids of each document, without special tokens."""
@@ -146,7 +147,7 @@ def _identity(
 ) -> Identity:
     """Everything that a document's results depend on beside the document itself."""
     return {
-        "weights": lm.weights_digest(),
+        "weights": weights_digest(lm.params),
         "decoder": dataclasses.asdict(lm.config),
         "encoding": [[rope.fingerprint(table), np.asarray(table.wavelength).tolist()] for table in tables],
         "lengths": [list(some) for some in passes],

@@ -17,14 +17,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from resonance_jax import digest, rope
+from resonance_jax import rope
 from resonance_jax.model import parameters
 from resonance_jax.model.block_pairs import SAVED
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout
-from resonance_jax.model.lora import Adapted, flatten
+from resonance_jax.model.lora import Adapted
 from resonance_jax.model.sequence import attention
-from resonance_jax.parallel.gather import gathered
 from resonance_jax.parallel.mesh import automatic_axes, constrain
 
 Params = dict[str, Any]
@@ -367,13 +366,6 @@ class Decoder(nnx.Module):
     def shardings(self) -> Params:
         """Where each parameter lies on the mesh, as the params pytree."""
         return parameters.shardings(self.config, self.mesh)
-
-    def weights_digest(self) -> str:
-        """SHA-256 (hex) of the parameters' bytes: what a result that is kept belongs to.
-
-        Parameters that lie on several hosts are gathered, one at a time.
-        """
-        return digest.of_arrays({path: gathered(x) for path, x in flatten(self.params).items()})
 
     def count_parameters(self) -> int:
         """The number of weights."""

@@ -1,6 +1,7 @@
 """AdamW's settings; train.optimizer makes an optimizer of them."""
 
 import dataclasses
+import math
 
 SCHEDULES = ("linear", "cosine", "constant", "onecycle")
 
@@ -32,12 +33,35 @@ class OptimizerConfig:
     clip: float | None = None
     """Largest global norm of the gradient; none by default, as in the paper."""
     freeze: tuple[str, ...] = ()
-    """Prefixes of parameter paths that get neither update nor decay, such as layers/up."""
+    """Parameter paths that get neither update nor decay, whole or up to a slash: embed, layers, layers/up."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"unknown schedule {self.schedule!r}; expected linear, cosine, constant or onecycle."
-            )
+            raise ValueError(f"unknown schedule {self.schedule!r}; expected one of {', '.join(SCHEDULES)}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), got {self.warmup}.")
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps must be a positive finite number, got {self.eps}.")
+        if not (0 <= self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise ValueError(
+                f"expected beta1 in [0, 1) and beta2 in (0, 1), got {self.beta1} and {self.beta2}."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be a positive norm, or None for no clipping, got {self.clip}.")
+        if isinstance(self.freeze, str):
+            raise ValueError(f"freeze is a tuple of paths, got {self.freeze!r}; write ({self.freeze!r},).")
+
+    def identity(self, steps: int) -> dict[str, int | float | str | tuple[str, ...] | None]:
+        """What the updates of a run of `steps` steps depend on: the fields, and the steps where they matter.
+
+        A constant rate depends on them through its warmup only; every other schedule is made for its steps.
+        """
+        stated = dataclasses.asdict(self)
+        if self.schedule != "constant":
+            return {**stated, "steps": steps}
+        del stated["warmup"]
+        return {**stated, "warmup_steps": round(self.warmup * steps)}

@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from resonance_jax.parallel.mesh import sharding
-from resonance_jax.train.step import Batch
+from resonance_jax.train.step import Batch, with_labels
 
 MICRO_POSITIONS = 1024
 """Positions of a micro-batch that a device should have, where short rows allow it."""
@@ -20,32 +23,73 @@ def micro_rows(rows: int, length: int, shards: int) -> int:
     return shards * max(n for n in range(1, each + 1) if each % n == 0 and n <= most)
 
 
-def size(batches) -> tuple[int, int]:
+@runtime_checkable
+class RowReader(Protocol):
+    """Batches of equal rows of which each process reads its own (data.Batches)."""
+
+    batch_size: int
+    length: int
+
+    def rows(self, step: int, start: int, stop: int) -> Int[np.ndarray, "rows T"]:
+        """Tokens of the rows start … stop - 1 of the batch of one step."""
+        ...
+
+
+Batches = RowReader | Callable[[int], Batch]
+"""What `fit` trains on: a RowReader, or a function step -> Batch. Equal steps must give equal batches."""
+
+Reader = Callable[[int, int, int], Batch]
+"""read(step, start, stop): those rows of the step's batch."""
+
+
+def size(batches: Batches) -> tuple[int, int]:
     """(rows B, length T) of every batch."""
-    if hasattr(batches, "rows"):
+    if isinstance(batches, RowReader):
         return batches.batch_size, batches.length
-    return np.shape(batches(0)["tokens"])
+    rows, length = np.shape(batches(0)["tokens"])
+    return rows, length
 
 
-def reader(batches) -> Callable[..., Batch]:
-    """read(step, start, stop) -> those rows of the step's batch, on the host."""
-    if hasattr(batches, "rows"):
+def reader(batches: Batches) -> Reader:
+    """How rows of the batches are read on the host."""
+    if isinstance(batches, RowReader):
         return lambda step, start, stop: {"tokens": batches.rows(step, start, stop)}
     return lambda step, start, stop: {k: np.asarray(v)[start:stop] for k, v in batches(step).items()}
 
 
-def place_batch(read: Callable[[int, int], Batch], rows: int, length: int, mesh) -> Batch:
-    """The batch on the devices; only the rows of this process's own devices are read."""
-    remembered = functools.lru_cache(maxsize=None)(read)
-    if mesh is None:
-        return jax.device_put(remembered(0, rows))
+def place_batch(
+    read: Callable[[int, int], Batch], rows: int, length: int, mesh: Mesh | None
+) -> dict[str, Int[Array, "B T"]]:
+    """The batch on the devices, with its labels (see with_labels).
 
+    Args:
+        read: read(start, stop) gives those rows; only those of this process's own devices are read.
+        rows, length: B and T of the whole batch.
+        mesh: cuts rows over data x fsdp and time over sequence; None: one device.
+
+    Raises:
+        ValueError: the batch has another shape, or arrays that do not belong together.
+    """
+
+    @functools.cache
+    def labelled(start: int, stop: int) -> dict[str, Int[np.ndarray, "rows T"]]:
+        # Labels are made before the rows are cut: a part of them lacks the token that its last one predicts.
+        batch = with_labels(read(start, stop))
+        if batch["tokens"].shape != (stop - start, length):
+            raise ValueError(
+                f"expected {stop - start} rows of {length} tokens, as the batch of step 0 has them, got "
+                f"{list(batch['tokens'].shape)}."
+            )
+        return batch
+
+    if mesh is None:
+        return jax.device_put(labelled(0, rows))
     shape = rows, length
     where = sharding(mesh, ("batch", "time"), shape)
 
-    def part(index) -> Batch:
+    def part(index: tuple[slice, ...]) -> dict[str, Int[np.ndarray, "rows columns"]]:
         start, stop, _ = index[0].indices(rows)
-        return {name: x[:, index[1]] for name, x in remembered(start, stop).items()}
+        return {name: x[:, index[1]] for name, x in labelled(start, stop).items()}
 
     own = next(iter(where.addressable_devices_indices_map(shape).values()))
     return {
@@ -54,7 +98,8 @@ def place_batch(read: Callable[[int, int], Batch], rows: int, length: int, mesh)
     }
 
 
-def check_rows(rows: int, micro: int, mesh) -> None:
+def check_rows(rows: int, micro: int, mesh: Mesh | None) -> None:
+    """Raise ValueError for rows or micro-batches that the mesh does not divide evenly."""
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     for what, count in (("a batch", rows), ("a micro-batch", micro or rows)):
         if count % shards:

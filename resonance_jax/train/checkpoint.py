@@ -1,7 +1,9 @@
-"""Checkpoints: Orbax behind one door. Saved asynchronously, committed atomically, the encoding inside.
+"""Checkpoints: Orbax behind one door. Saved asynchronously, committed atomically, verified when read.
 
-Folders may be local or anything that etils.epath opens (gs://…). A checkpoint states the encoding's
-float64 table; resuming under another one is refused.
+Folders may be local or anything that etils.epath opens (gs://…). Every checkpoint states what made it
+(train.identity) and a checksum of each of its files (train.checksums). One that is damaged is set aside, and
+the run goes on from the one before. A checkpoint of an earlier version has no checksums: it is read if Orbax
+can read it, and a warning says that nothing could be compared.
 """
 
 import contextlib
@@ -10,44 +12,61 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import Array, PyTree
 
-from resonance_jax import rope
 from resonance_jax.files import AnyPath, as_path, is_remote
+from resonance_jax.model.decoder import Params
+from resonance_jax.train import checksums
+from resonance_jax.train.config import check_whole
+from resonance_jax.train.identity import AnotherRun, Identity, refuse_another
 from resonance_jax.train.memory import readable
 
 RESUME = ("auto", "never", "must")
 
+State = TypeVar("State")
+"""A pytree of arrays, or of ShapeDtypeStructs."""
+
 
 class Checkpoints:
-    """The checkpoints of one run folder, keeping the newest `keep`.
+    """The checkpoints of one run folder.
 
-    meta: JSON stored with every checkpoint; its "encodings" (records of rope.to_record) must agree with
-    those of a checkpoint that is restored.
+    Args:
+        directory: where they lie; made if it is not there.
+        made_by: what makes them, stored with each. Only a checkpoint that agrees with it is restored.
+        keep: how many of the newest stay, at least 1.
     """
 
-    def __init__(self, directory, meta: dict[str, Any], keep: int = 2):
+    def __init__(self, directory: AnyPath, made_by: Identity, keep: int = 2):
         import orbax.checkpoint as ocp
         from etils import epath
 
+        check_whole("keep", keep, 1)
         self._ocp = ocp
-        self._meta = meta
+        self._made_by = made_by
         path = epath.Path(directory)
         # Orbax wants an absolute path; a URL already is one.
         self._path = path = path if is_remote(path) else path.absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        self._saving: int | None = None
+        self._manager = ocp.CheckpointManager(
+            path,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._state_checksums),
+            ),
         )
-        self._manager = ocp.CheckpointManager(path, options=options)
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
-    def check_space(self, state: Any) -> None:
+    def check_space(self, state: PyTree[Array | jax.ShapeDtypeStruct]) -> None:
         """Raise OSError, before anything is written, when a local disk is too full for this state."""
         if is_remote(self._path):
             return
@@ -59,28 +78,121 @@ class Checkpoints:
                 "nothing of it was written",
             )
 
-    def save(self, step: int, state: Any) -> None:
-        """Start saving; the arrays are copied before this returns, so they may be donated afterwards."""
+    def save(self, step: int, state: PyTree[Array], log: str | None = None) -> None:
+        """Start saving; the arrays are copied before this returns, so they may be donated afterwards.
+
+        log: a digest of what the run has logged (History.digest), to be kept with it.
+        """
         if self._manager.latest_step() == step:
             return
         self.check_space(state)
         args = self._ocp.args
+        meta = {**self._made_by, "step": step, "log": log}
         with _storage_errors():
+            self._manager.wait_until_finished()
+            self._saving = step
             self._manager.save(
-                step, args=args.Composite(state=args.StandardSave(state), meta=args.JsonSave(self._meta))
+                step, args=args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
             )
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
-        """The state saved at `step` (the newest), placed as the leaves of `like` are.
+    def _state_checksums(self) -> None:
+        """Called by Orbax, on the first process, when a step's files are written but not yet committed."""
+        steps = self._ocp.path.step
+        folder = steps.find_step_path(
+            self._path, steps.standard_name_format(), step=self._saving, include_uncommitted=True
+        )
+        checksums.write_manifest(as_path(folder), self._saving)
 
-        Raises ValueError when it was saved under another encoding.
+    def resume(self, like: State) -> tuple[int, State, str | None] | None:
+        """(step, state, log) of the newest checkpoint that is whole, None when there is none at all.
+
+        Newer ones that are damaged are set aside with a warning each.
+
+        Args:
+            like: the state as arrays or ShapeDtypeStructs. Each leaf comes back where that of `like` lies,
+                without a sharding on the first device, whatever devices it was saved from.
+
+        Raises:
+            ValueError: all of them are damaged, or the newest whole one was made by something else.
         """
+        faults: dict[int, str] = {}
+        while (step := self._newest_whole(faults)) is not None:
+            stated = checksums.has_manifest(self._folder(step))
+            try:
+                state, log = self._read(step, like)
+            except AnotherRun:
+                raise
+            except Exception as error:  # whatever Orbax and what it rests on raise for files that are damaged
+                if stated:
+                    raise
+                faults[step] = f"Orbax cannot read it ({type(error).__name__})"
+                continue
+            self._set_aside(faults, step)
+            if not stated:
+                _say(
+                    f"the checkpoint of step {step} in {self._path} is one of an earlier version: it has no "
+                    "checksums, so whether its files are as they were saved could not be checked."
+                )
+            return step, state, log
+        return None
+
+    def _folder(self, step: int) -> Path:
+        return as_path(self._path / str(step))
+
+    def _newest_whole(self, faults: dict[int, str]) -> int | None:
+        """The newest step that is not damaged, None where there is no step; what is damaged goes into faults.
+
+        The first process looks at the files, and all of them get its answer. A step without checksums counts
+        as whole unless it is in `faults` already. Raises ValueError when all of them are damaged.
+        """
+        none, damaged = -1, -2
+        answer = none
+        if jax.process_index() == 0:
+            for step in sorted(self._ocp.utils.checkpoint_steps(self._path), reverse=True):
+                if step not in faults and (found := checksums.fault(self._folder(step), step)):
+                    faults[step] = found
+                answer = damaged if step in faults else step
+                if answer == step:
+                    break
+        if jax.process_count() > 1:
+            answer = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+        if answer == damaged:
+            told = ", ".join(f"{step} ({found})" for step, found in faults.items())
+            raise ValueError(
+                f"no checkpoint in {self._path} is whole: {told or 'the first process says why'}. Put a copy "
+                "back, or remove the folder to begin anew."
+            )
+        return None if answer == none else answer
+
+    def _read(self, step: int, like: State) -> tuple[State, str | None]:
+        """(state, log) of a step, placed as `like` says. Raises AnotherRun if something else made it."""
         args = self._ocp.args
-        step = self.latest_step() if step is None else step
-        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
-        _refuse_other_encodings(meta.get("encodings", []), self._meta.get("encodings", []))
-        target = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=args.Composite(state=args.StandardRestore(target)))["state"]
+        saved = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        if saved.get("step", step) != step:
+            raise ValueError(f"it was saved as step {saved['step']}")
+        refuse_another(saved, self._made_by)
+        target = jax.tree.map(self._placed, like)
+        restored = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(target)))
+        return restored["state"], saved.get("log")
+
+    def _placed(self, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """A leaf of the target. Without a sharding Orbax would ask for the devices that it was saved from."""
+        target = self._ocp.utils.to_shape_dtype_struct(x)
+        where = target.sharding or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=where)
+
+    def _set_aside(self, faults: dict[int, str], good: int) -> None:
+        """Move the damaged steps out of the way, so that they can be saved again, and say so."""
+        if jax.process_index() == 0:
+            for step, found in faults.items():
+                aside = checksums.set_aside(self._folder(step))
+                _say(
+                    f"the checkpoint of step {step} in {self._path} is damaged ({found}); it lies in "
+                    f"{aside.name} now, and the run goes on from step {good}."
+                )
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Wait until everything is committed. Raises OSError if it could not be (a full disk)."""
@@ -92,23 +204,30 @@ class Checkpoints:
 
 
 def newest_step(directory: AnyPath) -> int | None:
-    """The step of the newest whole checkpoint in a folder, which need not be there; creates nothing."""
+    """The step of the newest checkpoint that was committed in a folder, which need not be there."""
     import orbax.checkpoint as ocp
 
     return max(ocp.utils.checkpoint_steps(as_path(directory)), default=None)
 
 
-def saved_params(directory: AnyPath) -> Any:
+def saved_params(directory: AnyPath) -> Params:
     """The params of the newest checkpoint in a folder as NumPy arrays, on whatever devices they were made.
 
-    Of runs trained at once axis 0 is the run. Raises ValueError when there is no checkpoint.
+    Of runs trained at once axis 0 is the run. Raises ValueError when there is no checkpoint and when the
+    newest one is damaged.
     """
     import orbax.checkpoint as ocp
 
     step = newest_step(directory)
     if step is None:
         raise ValueError(f"{directory} holds no checkpoint.")
-    path = as_path(directory).absolute() / str(step) / "state"
+    folder = as_path(directory).absolute() / str(step)
+    if found := checksums.fault(folder, step):
+        raise ValueError(
+            f"the checkpoint of step {step} in {directory} is damaged ({found}); run what made it again: it "
+            "goes on from the one before."
+        )
+    path = folder / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = {"params": checkpointer.metadata(path).item_metadata.tree["params"]}
         arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
@@ -151,17 +270,10 @@ def _storage_errors() -> Iterator[None]:
         ) from error
 
 
-def _bytes(state: Any) -> int:
+def _bytes(state: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def _refuse_other_encodings(saved: list[dict], asked: list[dict]) -> None:
-    matches = len(saved) == len(asked) and all(
-        rope.same(rope.from_record(a), rope.from_record(b)) for a, b in zip(saved, asked, strict=True)
-    )
-    if not matches:
-        names = lambda records: ", ".join(r["fingerprint"] for r in records) or "none"
-        raise ValueError(
-            f"the checkpoint was trained under the encodings {names(saved)}, but {names(asked)} are asked "
-            "for; use another run folder, or the encodings it was trained with."
-        )
+def _say(sentence: str) -> None:
+    if jax.process_index() == 0:
+        warnings.warn(sentence, stacklevel=2)

@@ -1,62 +1,92 @@
 """What a run logged: metrics.jsonl, one record a line, which a resumed run continues from its checkpoint."""
 
+import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from resonance_jax.files import AnyPath, as_path, is_remote, write_text
 
+Record = dict[str, Any]
+"""One line of the log, see run_loop; a loss that is not finite is written as NaN or Infinity."""
+
 REWRITE_SECONDS = 30.0
 """Between two rewritings of a log in an object store, where nothing can be appended."""
 
 
 class History:
-    """The records so far: those of the file up to `step`; what was logged after it is dropped.
+    """The records so far: those of the file up to a step; what was logged after it is dropped.
 
     On a disk `flush` appends. In an object store it writes the whole file anew, at most every
     REWRITE_SECONDS unless it is `due`, which a run says with every checkpoint: a kill loses no record that
-    would not be logged again. path None: nothing is written (not the first process).
+    would not be logged again.
+
+    Args:
+        path: the file; None where nothing is written or read (not the first process).
+        step: where the run goes on.
+        stated: what `digest` was when that step was saved, None if it was not stated.
+
+    Raises:
+        ValueError: the file does not hold what `stated` is the digest of.
     """
 
-    def __init__(self, path: AnyPath | None, step: int):
+    def __init__(self, path: AnyPath | None, step: int, stated: str | None = None):
         self.records = [] if path is None else _read_until(as_path(path), step)
+        if path is not None and stated not in (None, self.digest()):
+            raise ValueError(
+                f"{path} is not what it was when step {step} was saved: it is damaged, or was edited. Put a "
+                "copy back, or remove the run's folder to begin anew."
+            )
         self._path = path
         self._rewrite()
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: Record) -> None:
+        """Append a record; `flush` writes it."""
         self.records.append(record)
 
+    def digest(self) -> str:
+        """SHA-256 over all records so far."""
+        return hashlib.sha256(_lines(self.records).encode()).hexdigest()
+
     def flush(self, due: bool = False) -> None:
-        if self._path is None or self._written == len(self.records):
+        """Write what is not written yet; `due`: in an object store too, and on a disk so that it stays."""
+        count = len(self.records)
+        if self._path is None or (self._synced if due else self._written) == count:
             return
         if not is_remote(self._path):
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(_lines(self.records[self._written :]))
-            self._written = len(self.records)
+                if due:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._synced = count
+            self._written = count
         elif due or time.monotonic() - self._when > REWRITE_SECONDS:
             self._rewrite()
 
     def _rewrite(self) -> None:
         if self._path is not None:
             write_text(self._path, _lines(self.records))
-        self._written, self._when = len(self.records), time.monotonic()
+        self._written = self._synced = len(self.records)
+        self._when = time.monotonic()
 
 
-def _lines(records: list[dict[str, Any]]) -> str:
+def _lines(records: list[Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def _read_until(path: Path, step: int) -> list[dict[str, Any]]:
+def _read_until(path: Path, step: int) -> list[Record]:
     """The records up to `step`: what was logged after the last checkpoint will be logged again."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # a line cut off by a kill; everything before it is whole
+            if record["step"] <= step:
+                records.append(record)
+        except (ValueError, KeyError, TypeError):  # cut off by a kill; everything before it is whole
             break
-        if record["step"] <= step:
-            records.append(record)
     return records

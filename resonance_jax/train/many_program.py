@@ -7,23 +7,28 @@ call, and one compiled program serves every number of them.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.decoder import Params
 from resonance_jax.model.parameters import create
 from resonance_jax.train import memory
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.encodings import stack_frequencies
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
-from resonance_jax.train.step import METRICS, Batch, train_step
+from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step, with_labels
+
+ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
+"""What fit_many trains on: a function of the step, see there."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -33,58 +38,85 @@ def _run_mesh(runs: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), ("runs",))
 
 
-def _batch(examples: Batch | None, batch) -> Batch:
-    """The batch itself, or the examples of its row numbers i32[B]; nothing of row -1 is scored."""
+def _batch(examples: Batch | None, batch: Batch | Int[Array, "B"]) -> Batch:
+    """The batch itself, or the examples of its row numbers; nothing of row -1 is scored."""
     if examples is None:
         return batch
-    rows = jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples)
-    targets = rows.get("targets", rows["tokens"])
-    return {**rows, "targets": jnp.where(batch[:, None] < 0, -100, targets)}
+    rows = with_labels(jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples))
+    return {**rows, "labels": jnp.where(batch[:, None] < 0, IGNORE, rows["labels"])}
+
+
+def _guarded_step(
+    config: DecoderConfig,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    number: Int[Array, ""],
+    batch: Batch,
+    freqs: rope.Frequencies,
+    micro: int,
+) -> tuple[TrainState, Metrics]:
+    """train_step for step `number`, unless the run has failed in it or before: then the state stays.
+
+    A run fails in the first step whose loss, gradient or update is not finite. Its count of steps stands
+    still from then on, which is how the failure is remembered, and its loss is reported as NaN.
+    """
+    new, metrics = train_step(config, tx, state, batch, freqs, micro)
+    good = (state.step == number) & jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+    kept = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    state = TrainState(
+        kept(new.params, state.params),
+        kept(new.opt_state, state.opt_state),
+        kept(new.step, state.step),
+        state.key,
+    )
+    return state, {**metrics, "loss": jnp.where(good, metrics["loss"], jnp.nan)}
 
 
 @functools.lru_cache(maxsize=16)
-def _program(config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool):
-    """jitted (states [E], freqs [E], batches [K] or [K, E], examples, count) -> (states, metrics [K, E]).
+def _program(
+    config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """jitted (states [E], freqs [E], batches [K] or [K, E], examples, start, count) -> (states, metrics
+    [K, E]).
 
-    Runs the first `count` of the K batches. Remembered by its settings, so that another call with the same
-    ones compiles nothing.
+    Runs the first `count` of the K batches, which are those of the steps start, start + 1, … Remembered by
+    its settings, so that another call with the same ones compiles nothing.
     """
     tx = make_optimizer(training.optimizer, training.steps)
     wide = jnp.promote_types(jnp.float32, config.dtype)
 
-    def one(state, freqs, batches, examples, count):
+    def one(state, freqs, batches, examples, start, count):
         def step(i, carry):
             state, log = carry
             batch = _batch(examples, jax.tree.map(lambda x: x[i], batches))
-            state, metrics = train_step(config, tx, state, batch, freqs, training.micro)
+            state, metrics = _guarded_step(config, tx, state, start + i, batch, freqs, training.micro)
             return state, {name: log[name].at[i].set(metrics[name].astype(wide)) for name in METRICS}
 
         log = {name: jnp.zeros(training.steps_per_call, wide) for name in METRICS}
         return jax.lax.fori_loop(0, count, step, (state, log))
 
-    def local(states, freqs, batches, examples, count):
+    def local(states, freqs, batches, *same):
         if mapped == "vmap":
-            axes = (0, 0, None if shared else 1, None, None)
-            return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, examples, count)
+            axes = (0, 0, None if shared else 1, None, None, None)
+            return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, *same)
         if shared:
-            run = lambda run: one(*run, batches, examples, count)
-            states, log = jax.lax.map(run, (states, freqs))
+            states, log = jax.lax.map(lambda run: one(*run, batches, *same), (states, freqs))
         else:
             batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
-            states, log = jax.lax.map(lambda run: one(*run, examples, count), (states, freqs, batches))
+            states, log = jax.lax.map(lambda run: one(*run, *same), (states, freqs, batches))
         return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), log)
 
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(P("runs"), P("runs"), P() if shared else P(None, "runs"), P(), P()),
+        in_specs=(P("runs"), P("runs"), P() if shared else P(None, "runs"), P(), P(), P()),
         out_specs=(P("runs"), P(None, "runs")),
         check_vma=False,
     )
     return jax.jit(sharded, donate_argnums=0)
 
 
-def _refuse_too_many(compiled, runs: int, mesh: Mesh, mapped: str) -> None:
+def _refuse_too_many(compiled: jax.stages.Compiled, runs: int, mesh: Mesh, mapped: str) -> None:
     """ValueError when the program takes more memory than is free; it says how many runs would fit."""
     devices = list(mesh.devices.flat)
     free = memory.free(devices)
@@ -104,8 +136,8 @@ def _refuse_too_many(compiled, runs: int, mesh: Mesh, mapped: str) -> None:
 class ManyRunsProgram:
     """The compiled program of E runs: `first` states, and `advance`, which trains them some steps.
 
-    Arguments as fit_many's. Compiled here, before anything is made; raises ValueError when the counts differ
-    and when the runs need more memory than is free.
+    Arguments as those of fit_many. Compiled here, before anything is made; raises ValueError when the counts
+    differ and when the runs need more memory than is free.
     """
 
     def __init__(
@@ -113,16 +145,16 @@ class ManyRunsProgram:
         config: DecoderConfig,
         seeds: Sequence[int],
         freqs: rope.Frequencies | Sequence[rope.Frequencies],
-        batches: Callable[[int], Any],
+        batches: ManyBatches,
         training: TrainConfig,
         examples: Batch | None = None,
-        params: Any = None,
+        params: Params | None = None,
     ):
         if not isinstance(freqs, rope.Frequencies):
             freqs = stack_frequencies(freqs)
         runs, encodings = len(seeds), len(freqs.wavelength)
         if encodings != runs:
-            raise ValueError(f"{runs} seeds for {encodings} encodings; expected one a run.")
+            raise ValueError(f"{runs} seeds for {encodings} encodings; expected one for each run.")
         self._batches, self._steps_per_call = batches, training.steps_per_call
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         self._params, self._create = params, jax.jit(jax.vmap(functools.partial(create, config)))
@@ -161,9 +193,14 @@ class ManyRunsProgram:
         # One shape for every call: the last batch is repeated up to steps_per_call.
         steps = [self._batches(start + min(i, count - 1)) for i in range(self._steps_per_call)]
         batches = jax.tree.map(lambda *rows: np.stack(rows), *steps)
-        return self._freqs, batches, self._examples, np.int32(count)
+        return self._freqs, batches, self._examples, np.int32(start), np.int32(count)
 
-    def advance(self, states: TrainState, start: int, count: int):
-        """(states, metrics [count, E]) after steps start … start + count - 1. Donates the states given."""
+    def advance(
+        self, states: TrainState, start: int, count: int
+    ) -> tuple[TrainState, dict[str, Float[np.ndarray, "count E"]]]:
+        """(states, metrics) after the steps start … start + count - 1. Donates the states given.
+
+        A run in which something is not finite keeps its last state, and has a loss of NaN from then on.
+        """
         states, metrics = self._run(states, *self._arguments(start, count))
         return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}

@@ -1,17 +1,17 @@
-"""Many runs at once: one a (seed, encoding) pair, trained by one compiled program."""
+"""Many runs at once: one for each (seed, encoding) pair, trained by one compiled program."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
 from resonance_jax import rope
+from resonance_jax.files import AnyPath
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Decoder
-from resonance_jax.train.config import TrainConfig
+from resonance_jax.model.decoder import Decoder, Params
+from resonance_jax.model.digest import weights_digest
+from resonance_jax.train.config import SEEDS, TrainConfig, check_whole
 from resonance_jax.train.encodings import (
     Encoding,
     context_length,
@@ -20,21 +20,28 @@ from resonance_jax.train.encodings import (
     table,
     unstack_frequencies,
 )
+from resonance_jax.train.history import Record
+from resonance_jax.train.identity import JSON, arrays_digest, identity
 from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
-from resonance_jax.train.many_program import ManyRunsProgram
+from resonance_jax.train.many_program import ManyBatches, ManyRunsProgram
 from resonance_jax.train.step import Batch
 
 
 @dataclasses.dataclass
 class ManyRuns:
-    """Trained runs. params: the params pytree with axis 0 = run (E); history: see train.run_loop. ropes,
-    context_lengths: of each run what its decoder states (None: trained under a bare table)."""
+    """E trained runs.
+
+    params: the params pytree with axis 0 = run. history: see run_loop. ropes, context_lengths: of each run
+    what its decoder states (None: it was trained under a bare table). failed: run -> the step (counted from
+    1) in which its loss, gradient or update was not finite; its params are those from before that step.
+    """
 
     config: DecoderConfig
-    params: Any
-    history: list[dict[str, Any]]
+    params: Params
+    history: list[Record]
     ropes: tuple[rope.RopeSpec | None, ...]
     context_lengths: tuple[int, ...]
+    failed: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def lm(self, run: int) -> Decoder:
         """Run `run` as a Decoder of its own, which states the encoding that it was trained under."""
@@ -46,59 +53,90 @@ class ManyRuns:
         )
 
 
-def _row_length(batches: Callable[[int], Any], examples: Batch | None) -> int:
-    """Positions in a row of what fit_many is given."""
-    rows = batches(0) if examples is None else examples
-    return np.shape(rows["tokens"])[-1]
-
-
 def fit_many(
     config: DecoderConfig,
     seeds: Sequence[int],
     encodings: Sequence[Encoding] | rope.Frequencies,
-    batches: Callable[[int], Any],
+    batches: ManyBatches,
     training: TrainConfig,
-    run_dir: str | Path,
+    run_dir: AnyPath,
     *,
     length: int | None = None,
     examples: Batch | None = None,
-    params: Any = None,
+    params: Params | None = None,
     evaluators: Iterable[Evaluator] = (),
     progress: Progress | None = None,
-    meta: dict[str, Any] | None = None,
+    meta: dict[str, JSON] | None = None,
 ) -> ManyRuns:
-    """Train E runs, one a (seed, encoding) pair, in one compiled program; resumes from run_dir.
+    """Train E runs, one for each (seed, encoding) pair, in one program; goes on where run_dir stands.
 
-    seeds: E ints, of the first parameters and of dropout (equal seeds: equal first weights). encodings:
-    E RopeSpecs, whose tables are made for `length` positions (default: those of a row), or E tables, or one
-    Frequencies stacked on axis 0. batches(step) -> Batch of [B, T] arrays that every run
-    sees, or [E, B, T], one a run; a function of the step alone. examples: a Batch of [rows, T] arrays that
-    stays on the devices; batches(step) then gives row numbers, i32[B] or [E, B], -1 for a row that is not
-    there. params: first weights [E, ...] instead of fresh ones. Which table a run is evaluated under is the
-    evaluator's own affair: a (train, eval) pair is two lists in the same order. Raises ValueError when the
-    counts differ, and before anything is made when the runs need more memory than is free.
+    A run that diverges stays as it was before that, and is told in ManyRuns.failed, in the history and as a
+    warning; the others go on.
+
+    Args:
+        config: of every run's decoder.
+        seeds: E of them, in 0 … 2^32 - 1, of the first parameters and of dropout. Equal seeds begin with
+            equal parameters.
+        encodings: E RopeSpecs, or E tables, or one Frequencies stacked on axis 0. Which table a run is
+            evaluated under is the evaluators' choice, run by run in the same order.
+        batches: step -> Batch of [B, T] arrays that every run sees, or of [E, B, T] arrays, one for each run.
+            With `examples` it gives row numbers instead, i32[B] or i32[E, B]; -1 is no row.
+        training: how long, and with which optimizer.
+        run_dir: where checkpoints and metrics.jsonl go, and from where it goes on.
+        length: positions that a RopeSpec's table is made for; by default those of a row.
+        examples: a Batch of [rows, T] arrays, which stays on the devices.
+        params: the first parameters [E, ...]; by default fresh ones.
+        evaluators: called with the TrainState of all runs, see Evaluator.
+        progress: see Progress.
+        meta: JSON, kept with the checkpoints, that has to agree when the run goes on.
+
+    Raises:
+        ValueError: the counts differ; the runs need more memory than is free; the checkpoints in run_dir are
+            another run's, or all damaged.
+        FloatingPointError: every run has failed.
+        Interrupted: see run_loop.
     """
+    for seed in seeds:
+        check_whole("a seed", seed, 0, SEEDS)
     if isinstance(encodings, rope.RopeSpec):
-        raise ValueError(f"expected one encoding a run, got {encodings} alone; give a list of them.")
+        raise ValueError(f"expected one encoding for each run, got {encodings.title} alone; give a list of them.")
     if isinstance(encodings, rope.Frequencies):
         encodings = unstack_frequencies(encodings)
-    columns = _row_length(batches, examples)
+    first = batches(0)
+    columns = np.shape((first if examples is None else examples)["tokens"])[-1]
     length = columns if length is None else length
     tables = [table(encoding, length, config) for encoding in encodings]
     program = ManyRunsProgram(config, seeds, stack_frequencies(tables), batches, training, examples, params)
     ropes = tuple(spec_of(encoding) for encoding in encodings)
-    records = [rope.to_record(*of_run) for of_run in zip(tables, ropes, strict=True)]
+    made_by = identity(
+        [rope.to_record(*of_run) for of_run in zip(tables, ropes, strict=True)],
+        config,
+        training,
+        {
+            "seeds": [int(seed) for seed in seeds],
+            "data": arrays_digest((first, examples)),
+            "first weights": None if params is None else weights_digest(params),
+        },
+        meta,
+    )
     states, history = run_loop(
         program.advance,
         Fresh(program.like(), program.first),
         training.steps,
         run_dir,
-        {"encodings": records, "seeds": list(seeds), **(meta or {})},
+        made_by,
         steps_per_call=training.steps_per_call,
         save_seconds=training.save_seconds,
         tokens_per_step=program.tokens_per_step,
         evaluators=evaluators,
         progress=progress,
     )
-    reached = tuple(context_length(encoding, columns, length) for encoding in encodings)
-    return ManyRuns(config, jax.tree.map(np.asarray, states.params), history, ropes, reached)
+    done = np.asarray(states.step).tolist()
+    return ManyRuns(
+        config,
+        jax.tree.map(np.asarray, states.params),
+        history,
+        ropes,
+        tuple(context_length(encoding, columns, length) for encoding in encodings),
+        {run: step + 1 for run, step in enumerate(done) if step < training.steps},
+    )

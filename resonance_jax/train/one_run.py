@@ -5,67 +5,83 @@ import functools
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from resonance_jax import rope
-from resonance_jax.files import as_path, atomic
+from resonance_jax.files import AnyPath, as_path, atomic
 from resonance_jax.model.decoder import Decoder
+from resonance_jax.model.digest import weights_digest
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train import flops
-from resonance_jax.train.batches import check_rows, place_batch, reader, size
-from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.batches import Batches, check_rows, place_batch, reader, size
+from resonance_jax.train.config import SEEDS, TrainConfig, check_whole
 from resonance_jax.train.encodings import Encoding, context_length, spec_of, table
+from resonance_jax.train.history import Record
+from resonance_jax.train.identity import JSON, data_digest, identity
 from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
 from resonance_jax.train.run_program import RunProgram
+from resonance_jax.train.state import TrainState
 from resonance_jax.train.step import Batch
 from resonance_jax.train.trace import Trace
 
 
 @dataclasses.dataclass
 class Run:
-    """lm: the trained decoder, adapters merged. history: see run_loop; with tokens_per_second and, where the
-    chip's peak is known, mfu."""
+    """A trained decoder, adapters merged, and its history: see run_loop; every record of a step has
+    tokens_per_second too and, where the chip's peak is known, mfu."""
 
     lm: Decoder
-    history: list[dict[str, Any]]
+    history: list[Record]
 
 
 def fit(
     lm: Decoder,
-    batches,
+    batches: Batches,
     encoding: Encoding,
     config: TrainConfig,
-    run_dir: str | Path,
+    run_dir: AnyPath,
     *,
     length: int | None = None,
     seed: int = 0,
     lora: LoraConfig | None = None,
     evaluators: Iterable[Evaluator] = (),
     progress: Progress | None = None,
-    meta: dict[str, Any] | None = None,
-    checkpoint_dir: str | None = None,
+    meta: dict[str, JSON] | None = None,
+    checkpoint_dir: AnyPath | None = None,
     keep: int = 2,
     profile: int = 0,
     donate: bool = False,
 ) -> Run:
     """Train lm under one encoding for config.steps steps on lm.mesh; goes on where run_dir stands.
 
-    encoding: a RopeSpec, whose table is made for `length` positions (default: those of a row) and which the
-    trained decoder then states, or a bare table, of which it can state nothing: run.lm.rope is None.
-    batches: data.Batches, of which each process reads its own rows, or a function step -> Batch of [B, T].
-    lm.config.dtype is that of the activations; the parameters are trained in promote_types(float32, dtype).
-    seed: of dropout and of new adapters. lora: train adapters instead of the weights. evaluators: called with
-    the TrainState, whose params are then the decoder's or the adapters. checkpoint_dir, keep: see run_loop.
-    profile: so many steps, after the first two, are traced into run_dir/profile. donate: give up lm's own
-    parameters, which saves a copy of them; lm cannot be used afterwards.
+    Args:
+        lm: the decoder to begin with. lm.config.dtype is that of the activations; the parameters are trained
+            in promote_types(float32, dtype).
+        batches: data.Batches, of which each process reads its own rows, or a function step -> Batch.
+        encoding: a RopeSpec, which the trained decoder then states (run.lm.rope), or a bare table, of which
+            it can state nothing (None).
+        config: how long, and with which optimizer.
+        run_dir: where checkpoints and metrics.jsonl go, and from where it goes on.
+        length: positions that a RopeSpec's table is made for; by default those of a row.
+        seed: of dropout and of new adapters, in 0 … 2^32 - 1.
+        lora: trains adapters instead of the weights.
+        evaluators: called with the TrainState, whose params are the decoder's or the adapters.
+        progress: see Progress.
+        meta: JSON, kept with the checkpoints, that has to agree when the run goes on.
+        checkpoint_dir, keep: see run_loop.
+        profile: so many steps, after the first two, are traced into run_dir/profile.
+        donate: give up lm's own parameters, which saves a copy of them; lm cannot be used afterwards.
 
-    Raises ValueError for rows that the mesh or the micro-batches do not divide and for a checkpoint of
-    another encoding, FloatingPointError for a loss that is not finite, its batch saved beside the run, and
-    Interrupted.
+    Raises:
+        ValueError: rows that the mesh or the micro-batches do not divide; the checkpoints in run_dir are
+            another run's (other settings, data, first weights or encoding), or all damaged.
+        FloatingPointError: the loss is not finite; the batch is saved beside the run.
+        Interrupted: see run_loop.
     """
+    check_whole("seed", seed, 0, SEEDS)
+    check_whole("profile", profile, 0)
     run_dir, mesh, read = as_path(run_dir), lm.mesh, reader(batches)
     rows, columns = size(batches)
     length = columns if length is None else length
@@ -74,11 +90,25 @@ def fit(
     if lora and config.optimizer.freeze:
         raise ValueError("LoRA freezes the weights itself; optimizer.freeze has to be empty.")
     program = RunProgram(lm.config, config, mesh, lora)
+    made_by = identity(
+        [rope.to_record(freqs, spec)],
+        lm.config,
+        config,
+        {
+            "rows": rows,
+            "row length": columns,
+            "seed": seed,
+            "lora": None if lora is None else dataclasses.asdict(lora),
+            "data": data_digest(read, rows, mesh),
+            "first weights": weights_digest(lm.params),
+        },
+        meta,
+    )
     trained, frozen = program.place(lm.params, seed, donate)
     devices = 1 if mesh is None else mesh.size
     kind = jax.devices()[0].device_kind
 
-    def advance(state, start, count):
+    def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         logged = []
         for step in range(start, start + count):
             trace.before_step()
@@ -87,7 +117,7 @@ def fit(
             state, metrics = program.step(state, frozen, batch, freqs)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
             rate = rows * columns / (time.monotonic() - began)
-            share = flops.mfu(lm.config, columns, rate, devices, kind)
+            share = flops.mfu(lm.config, columns, rate, devices, kind, lora)
             logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
             trace.after_step()
             if not np.isfinite(metrics["loss"]):
@@ -100,11 +130,7 @@ def fit(
             Fresh(program.like, lambda: program.first_state(trained, seed)),
             config.steps,
             run_dir,
-            {
-                "encodings": [rope.to_record(freqs, spec)],
-                "config": dataclasses.asdict(lm.config),
-                **(meta or {}),
-            },
+            made_by,
             steps_per_call=config.steps_per_call,
             save_seconds=config.save_seconds,
             tokens_per_step=rows * columns,

@@ -1,31 +1,39 @@
 """AdamW and its schedules, made by optax from an OptimizerConfig."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from resonance_jax.settings.optimizer import OptimizerConfig
 
+ByStep = Callable[[Int[Array, ""] | int], Num[Array, ""]]
+"""A number that changes during a run: a function of the optimizer step, counted from 0."""
 
-def _anneal(start: float, end: float, share: jax.Array) -> jax.Array:
+
+
+def _anneal(start: float, end: float, share: Num[Array, ""]) -> Num[Array, ""]:
     return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
 
 
-def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float):
+def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float) -> ByStep:
     """PyTorch's two cosine phases: start -> peak until `peak_step`, then peak -> end at `last_step`."""
 
-    def value(count):
-        up = _anneal(start, peak, jnp.clip(count / peak_step, 0, 1))
+    def value(count: Int[Array, ""] | int) -> Num[Array, ""]:
+        # A cycle whose peak is its very first step has no way up.
+        share = count / peak_step if peak_step > 0 else jnp.ones_like(count, jnp.float32)
+        up = _anneal(start, peak, jnp.clip(share, 0, 1))
         down = _anneal(peak, end, jnp.clip((count - peak_step) / (last_step - peak_step), 0, 1))
         return jnp.where(count <= peak_step, up, down)
 
     return value
 
 
-def schedules(config: OptimizerConfig, steps: int):
-    """(learning rate, beta1) of optimizer step i = 0 … steps-1, each a function of i."""
+def schedules(config: OptimizerConfig, steps: int) -> tuple[ByStep, ByStep]:
+    """(learning rate, beta1) of the optimizer steps 0 … steps - 1."""
     c, warmup = config, round(config.warmup * steps)
     if c.schedule == "onecycle":
         peak_step = float(c.warmup * steps) - 1
@@ -46,7 +54,7 @@ def schedules(config: OptimizerConfig, steps: int):
     )
 
 
-def _scale_by_adam(beta1, beta2: float, eps: float) -> optax.GradientTransformation:
+def _scale_by_adam(beta1: ByStep, beta2: float, eps: float) -> optax.GradientTransformation:
     """Adam's direction; beta1 is a function of the step.
 
     optax.scale_by_adam takes 1 - beta2**t from float32 powers, 5e-5 off in the first steps of beta2 = 0.999;
@@ -73,7 +81,10 @@ def _scale_by_adam(beta1, beta2: float, eps: float) -> optax.GradientTransformat
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optax transformation for a run of `steps` steps."""
+    """The optax transformation for a run of `steps` steps.
+
+    Its init raises ValueError, naming the paths that there are, when a path of config.freeze is none of them.
+    """
     lr, beta1 = schedules(config, steps)
     tx = optax.chain(
         _scale_by_adam(beta1, config.beta2, config.eps),
@@ -84,10 +95,20 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         tx = optax.chain(optax.clip_by_global_norm(config.clip), tx)
     if not config.freeze:
         return tx
+    parts = {"trained": tx, "frozen": optax.set_to_zero()}
+    return optax.partition(parts, lambda params: _labels(params, config.freeze))
 
-    def label(path, _):
-        name = "/".join(str(entry.key) for entry in path)
-        return "frozen" if name.startswith(config.freeze) else "trained"
 
-    labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
-    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+def _labels(params: PyTree[Float[Array, "..."]], freeze: tuple[str, ...]) -> PyTree[str]:
+    """ "frozen" or "trained" for every parameter."""
+    within = lambda path, prefix: path == prefix or path.startswith(prefix + "/")
+    name = lambda path: "/".join(str(entry.key) for entry in path)
+    paths = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix in freeze:
+        if not any(within(path, prefix) for path in paths):
+            raise ValueError(f"freeze names {prefix!r}, which is no parameter; there are {', '.join(paths)}.")
+
+    def label(path: tuple, _: Float[Array, "..."]) -> str:
+        return "frozen" if any(within(name(path), prefix) for prefix in freeze) else "trained"
+
+    return jax.tree_util.tree_map_with_path(label, params)

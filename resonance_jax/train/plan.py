@@ -123,7 +123,7 @@ def plan(
     tokens = max(1, micro // shards) * length // mesh["sequence"]
     stream = tokens * c.d_model * item
     layer = _one_layer(config, tokens, item, mesh)
-    work = batch_size * length * (flops.per_token(config, length) + _recomputed(config, length))
+    work = batch_size * length * (flops.per_token(config, length, lora) + _recomputed(config, length, lora))
     kind, capacity = chip
     peak = flops.peak(kind)
     return Plan(
@@ -154,11 +154,10 @@ def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -
     return tokens * activations * item + weights
 
 
-def _recomputed(c: DecoderConfig, length: int) -> float:
-    """FLOPs a token that the gradient computes a second time; a forward pass is a third of a step."""
-    attention = flops.attention_per_token(c, length)
-    rest = flops.per_token(c, length) - attention
-    return {"none": 0, "dots": attention, "attention": rest, "full": attention + rest}[c.remat] / 3
+def _recomputed(c: DecoderConfig, length: int, lora: adapters.LoraConfig | None) -> float:
+    """FLOPs per token that the gradient computes a second time, as in the forward pass."""
+    attention, rest = flops.attention_per_token(c, length) / 3, flops.forward_per_token(c, lora)
+    return {"none": 0, "dots": attention, "attention": rest, "full": attention + rest}[c.remat]
 
 
 def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:

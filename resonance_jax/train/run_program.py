@@ -10,27 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree, UInt32
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.decoder import Params
 from resonance_jax.model.parameters import map_declared, shardings
+from resonance_jax.rope import Frequencies
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
-from resonance_jax.train.step import train_step
+from resonance_jax.train.step import Batch, Metrics, Trained, train_step
+
+Frozen = dict[str, Float[Array, "..."]]
+"""Weights by path that are not trained, beside adapters."""
+
+Where = PyTree[NamedSharding]
 
 
 class RunProgram:
     """The compiled training step of one decoder and where everything lies.
 
-    step(state, frozen, batch, freqs) -> (state, metrics), the state donated; like: the state as
+    step(state, frozen, batch, freqs) -> (state, metrics), the state donated. like: the state as
     ShapeDtypeStructs with shardings. Without adapters `frozen` is empty and state.params are the decoder's.
+    Raises ValueError for a path to freeze that is none of the decoder's.
     """
 
     def __init__(
-        self, config: DecoderConfig, training: TrainConfig, mesh=None, lora: LoraConfig | None = None
+        self,
+        config: DecoderConfig,
+        training: TrainConfig,
+        mesh: Mesh | AbstractMesh | None = None,
+        lora: LoraConfig | None = None,
     ):
         self.config, self.mesh, self.lora = config, mesh, lora
         self.dtype = jnp.promote_types(jnp.float32, config.dtype)
@@ -39,10 +52,12 @@ class RunProgram:
         trained = jax.eval_shape(functools.partial(self._trained, seed=0), self._abstract_params())
         state = jax.eval_shape(self._first, trained, 0)
         where = None if mesh is None else self._shardings(state)
-        self.like = state if where is None else jax.tree.map(_placed, state, where)
+        self.like: TrainState = state if where is None else jax.tree.map(_placed, state, where)
         decoder = None if lora is None else self._adapted
 
-        def step(state, frozen, batch, freqs):
+        def step(
+            state: TrainState, frozen: Frozen, batch: Batch, freqs: Frequencies
+        ) -> tuple[TrainState, Metrics]:
             own = None if decoder is None else functools.partial(decoder, frozen=frozen)
             return train_step(config, self.tx, state, batch, freqs, training.micro, own)
 
@@ -50,8 +65,11 @@ class RunProgram:
         self.step = jax.jit(step, donate_argnums=0, **out)
         self._where = where
 
-    def place(self, params, seed: int, donate: bool = False):
-        """(trained, frozen) from the decoder's params, each where it belongs, trained ones in self.dtype."""
+    def place(self, params: Params, seed: int, donate: bool = False) -> tuple[Trained, Frozen]:
+        """(trained, frozen) of the decoder's params, each where it belongs, trained ones in self.dtype.
+
+        donate: the params may be given away; otherwise what is trained is a copy.
+        """
         where = None if self._where is None else self._where.params
         options = {} if where is None else {"out_shardings": where}
         # A jitted function hands an unchanged input through; training would then give it away.
@@ -61,13 +79,13 @@ class RunProgram:
         frozen = {} if self.lora is None else adapters.split(params, self.lora)[1]
         return trained, frozen
 
-    def first_state(self, trained, seed: int) -> TrainState:
+    def first_state(self, trained: Trained, seed: int) -> TrainState:
         """The state before the first step. Gives `trained` away to it."""
         options = {} if self._where is None else {"out_shardings": self._where}
         return jax.jit(self._first, **options)(trained, np.uint32(seed))
 
-    def merged(self, trained, frozen):
-        """The decoder's params pytree, adapters added in; lies as a decoder's params do."""
+    def merged(self, trained: Trained, frozen: Frozen) -> Params:
+        """The decoder's params pytree, adapters added in, where a decoder's params lie."""
         if self.lora is None:
             return trained
         params = adapters.unflatten({**frozen, **trained["whole"]})
@@ -76,10 +94,10 @@ class RunProgram:
         merge = jax.jit(lambda p, a: adapters.merge(p, a, self.lora), **options)
         return merge(params, trained["adapters"])
 
-    def _abstract_params(self):
+    def _abstract_params(self) -> PyTree[jax.ShapeDtypeStruct]:
         return map_declared(lambda _, p: jax.ShapeDtypeStruct(p.shape, self.dtype), self.config)
 
-    def _trained(self, params, seed):
+    def _trained(self, params: Params, seed: int | UInt32[Array, ""]) -> Trained:
         if self.lora is None:
             return jax.tree.map(lambda x: x.astype(self.dtype), params)
         whole, _ = adapters.split(params, self.lora)
@@ -89,16 +107,16 @@ class RunProgram:
             "whole": {path: x.astype(self.dtype) for path, x in whole.items()},
         }
 
-    def _first(self, trained, seed) -> TrainState:
+    def _first(self, trained: Trained, seed: int | UInt32[Array, ""]) -> TrainState:
         return new_state(trained, self.tx, jax.random.fold_in(jax.random.key(seed), 1))
 
-    def _adapted(self, trained, frozen):
+    def _adapted(self, trained: Trained, frozen: Frozen) -> Params:
         params = adapters.unflatten({**frozen, **trained["whole"]})
         return adapters.adapt(params, trained["adapters"], self.lora)
 
     def _shardings(self, state: TrainState) -> TrainState:
         """The state's pytree as shardings: moments as their parameters, all else everywhere."""
-        params = shardings(self.config, self.mesh)
+        params: Where = shardings(self.config, self.mesh)
         if self.lora is not None:
             whole, _ = adapters.split(params, self.lora)
             params = {"adapters": adapters.shardings(self.config, self.lora, self.mesh), "whole": whole}
@@ -112,5 +130,5 @@ class RunProgram:
         return TrainState(params, moments, self.everywhere, self.everywhere)
 
 
-def _placed(x, where):
+def _placed(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

@@ -1,23 +1,30 @@
 """What training carries from step to step."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """params and opt_state pytrees, step i32[], key: of the run (dropout folds the step into it)."""
+    """The state of one run, or of E runs with axis 0 = run.
 
-    params: Any
-    opt_state: Any
-    step: jax.Array
-    key: jax.Array
+    params: what is trained. opt_state: the optimizer's. step: how many steps are behind it. key: of the run;
+    dropout folds the step into it.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    opt_state: optax.OptState
+    step: Int[Array, "*E"]
+    key: PRNGKeyArray
 
 
-def new_state(params: Any, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def new_state(
+    params: PyTree[Float[Array, "..."]], tx: optax.GradientTransformation, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first step of one run."""
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)

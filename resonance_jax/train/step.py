@@ -1,47 +1,115 @@
 """One optimizer step as a pure function: loss, gradients in micro-batches, update, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import head, hidden_states
+from resonance_jax.model.decoder import Params, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import constrain
 from resonance_jax.rope import Frequencies
 from resonance_jax.train.state import TrainState
 
-Batch = dict[str, jax.Array]
-"""tokens i32[B, T]; optional targets i32[B, T] (default tokens; -100: not scored; position t is predicted
-at t-1; with T+1 of them the last token predicts too), segment_ids i32[B, T]."""
+Batch = Mapping[str, Int[ArrayLike, "B _"]]
+"""Rows to train on, by name:
+
+tokens: i32[B, T].
+targets (optional): i32[B, T], target t is predicted at position t-1, -100 is not scored; default: tokens.
+    With T+1 of them the last token predicts too.
+segment_ids (optional): i32[B, T], the document that each token belongs to. Tokens see their own document
+    only, and without targets the last token of one does not predict the first token of the next.
+"""
 
 METRICS = ("loss", "grad_norm", "update_norm")
-"""What a step reports: the loss in nats a token and the norms of its gradient and update, a number each."""
+"""What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
+
+Metrics = dict[str, Float[Array, "..."]]
+"""METRICS by name: a number each, or an array over steps and runs."""
+
+IGNORE = -100
+"""The label of a position that is not scored."""
+
+Trained = PyTree[Float[Array, "..."]]
+"""What is trained: the decoder's params, or adapters and what is trained whole beside them."""
 
 
-def summed_loss(config: DecoderConfig, params, batch: Batch, freqs: Frequencies, key=None):
-    """Sum of next-token NLL in nats and the number of scored tokens, both f32[]."""
-    tokens = batch["tokens"]
-    x = hidden_states(config, params, tokens, freqs, segment_ids=batch.get("segment_ids"), key=key)
-    # Every position is scored, one without a target against nothing: T stays what a mesh can cut.
-    targets = batch.get("targets", tokens)[:, 1:]
-    missing = tokens.shape[1] - targets.shape[1]
-    targets = jnp.pad(targets, ((0, 0), (0, missing)), constant_values=-100)
-    nll = linear_cross_entropy(x, head(config, params), targets)
-    return nll.sum(), (targets != -100).sum().astype(nll.dtype)
+def with_labels(batch: Batch) -> dict[str, Any]:
+    """The batch with `labels` i32[B, T] in place of its targets: label t is what position t predicts.
+
+    On NumPy arrays the labels are NumPy arrays. Every array of the result is as long as `tokens`, so that a
+    mesh can cut them all alike. Raises ValueError for another array than Batch names, or of another shape.
+    """
+    unknown = sorted(batch.keys() - {"tokens", "targets", "segment_ids"})
+    if unknown or "tokens" not in batch:
+        raise ValueError(
+            f"a batch holds tokens, and if need be targets and segment_ids; got {', '.join(sorted(batch))}."
+        )
+    tokens, segments = batch["tokens"], batch.get("segment_ids")
+    targets = batch.get("targets", tokens)
+    rows, length = tokens.shape
+    if targets.shape not in ((rows, length), (rows, length + 1)):
+        raise ValueError(f"targets {list(targets.shape)} do not belong to tokens {[rows, length]}.")
+    if segments is not None and segments.shape != (rows, length):
+        raise ValueError(f"segment_ids {list(segments.shape)} do not belong to tokens {[rows, length]}.")
+    numbers = np if isinstance(targets, np.ndarray) else jnp
+    labels = targets[:, 1:]
+    labels = numbers.pad(labels, ((0, 0), (0, length - labels.shape[1])), constant_values=IGNORE)
+    if segments is None:
+        return {"tokens": tokens, "labels": labels}
+    if "targets" not in batch:
+        crosses = numbers.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (0, 1)))
+        labels = numbers.where(crosses, IGNORE, labels)
+    return {"tokens": tokens, "labels": labels, "segment_ids": segments}
+
+
+def summed_loss(
+    config: DecoderConfig,
+    params: Params,
+    batch: Batch,
+    freqs: Frequencies,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the negative log-likelihoods in nats and the number of scored positions.
+
+    batch: as Batch says, or what with_labels made of it. key: of dropout. Both results have the dtype
+    promote_types(float32, config.dtype).
+    """
+    if "labels" not in batch:
+        batch = with_labels(batch)
+    x = hidden_states(config, params, batch["tokens"], freqs, segment_ids=batch.get("segment_ids"), key=key)
+    # Every position is scored, one without a label against nothing: T stays what a mesh can cut.
+    nll = linear_cross_entropy(x, head(config, params), batch["labels"], ignore=IGNORE)
+    return nll.sum(), (batch["labels"] != IGNORE).sum().astype(nll.dtype)
 
 
 def gradients(
-    config: DecoderConfig, params, batch: Batch, freqs: Frequencies, key=None, micro: int = 0, decoder=None
-):
-    """Mean loss over all scored tokens of the batch and its gradient.
+    config: DecoderConfig,
+    params: Trained,
+    batch: Batch,
+    freqs: Frequencies,
+    key: PRNGKeyArray | None = None,
+    micro: int = 0,
+    decoder: Callable[[Trained], Params] | None = None,
+) -> tuple[Float[Array, ""], Trained]:
+    """Mean loss over all scored positions of the batch, in nats per token, and its gradient.
 
-    micro: rows a micro-batch (0: the whole batch at once). Sums and counts are added up first and divided
-    last, so that micro-batches with different numbers of scored tokens give the full batch's gradient.
-    decoder: params -> the decoder's params, where what is trained is something else (adapters).
+    Sums and counts are added up first and divided last, so that micro-batches with different numbers of
+    scored positions give the whole batch's gradient.
+
+    Args:
+        config, params, batch, freqs: see summed_loss; params is what is trained.
+        key: of dropout; None computes without.
+        micro: rows in a micro-batch; 0 takes the whole batch at once.
+        decoder: makes the decoder's params of `params`, where something else is trained (adapters).
+
+    Raises:
+        ValueError: micro does not divide the rows.
     """
     decoder = decoder or (lambda params: params)
     value_and_grad = jax.value_and_grad(
@@ -54,7 +122,8 @@ def gradients(
         if rows % micro:
             raise ValueError(f"a batch of {rows} rows cannot be cut in micro-batches of {micro}.")
         cut = lambda x: x.reshape(rows // micro, micro, *x.shape[1:])
-        pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), batch)
+        labelled = batch if "labels" in batch else with_labels(batch)
+        pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
         keys = None if key is None else jax.random.split(key, rows // micro)
 
         def add(carry, piece):
@@ -75,9 +144,9 @@ def train_step(
     batch: Batch,
     freqs: Frequencies,
     micro: int = 0,
-    decoder: Callable | None = None,
-) -> tuple[TrainState, dict[str, Any]]:
-    """The next state and the step's METRICS; arguments as `gradients`'."""
+    decoder: Callable[[Trained], Params] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The next state and the step's METRICS; arguments as those of `gradients`."""
     # Adapters have a dropout of their own.
     key = jax.random.fold_in(state.key, state.step) if config.dropout or decoder else None
     loss, grads = gradients(config, state.params, batch, freqs, key, micro, decoder)

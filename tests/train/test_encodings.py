@@ -113,5 +113,5 @@ def test_what_cannot_be_trained_under(tmp_path, encoding, sentence):
 
 
 def test_many_runs_take_one_encoding_each(tmp_path):
-    with pytest.raises(ValueError, match="expected one encoding a run"):
+    with pytest.raises(ValueError, match="expected one encoding for each run, got Resonance YaRN alone"):
         train.fit_many(CONFIG, [0], RESONANT, batches, ONE, tmp_path)

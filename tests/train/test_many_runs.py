@@ -1,11 +1,13 @@
 """Many runs in one program equal the same runs alone; a resumed run equals an uninterrupted one, bitwise."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import rope, train
+from resonance_jax.model import lora
 from resonance_jax.train import many_program
 from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
 
@@ -83,10 +86,53 @@ def test_counts_and_sizes_must_agree(tmp_path):
         train.stack_frequencies([ENCODINGS[0], other])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_when_every_run_fails_the_training_stops(tmp_path):
     wild = train.TrainConfig(8, train.OptimizerConfig(lr=1e30, schedule="constant", warmup=0))
     with pytest.raises(FloatingPointError, match="the loss is not finite within steps"):
         train.fit_many(CONFIG, SEEDS, ENCODINGS, batches, wild, tmp_path)
+
+
+def poisoned(step):
+    """Batches of three runs; from step 5 on those of run 1 ask for a token that is not in the vocabulary."""
+    rows = np.stack([batches(step)["tokens"]] * 3)
+    targets = rows.copy()
+    targets[1] += 1000 * (step == 5)
+    return {"tokens": rows, "targets": targets}
+
+
+@pytest.mark.parametrize("mapped", ["map", pytest.param("vmap", marks=pytest.mark.full)])
+def test_a_run_that_fails_stays_as_it_was_and_the_others_go_on(tmp_path, monkeypatch, mapped):
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: jax.devices()[:1])
+    constant = dataclasses.replace(OPTIMIZER, schedule="constant", warmup=0.0)
+    settings = lambda steps: train.TrainConfig(steps, constant, steps_per_call=4, mapped=mapped)
+    fit = lambda data, steps, name, **options: train.fit_many(
+        CONFIG, SEEDS, ENCODINGS, data, settings(steps), tmp_path / name, **options
+    )
+    well = fit(lambda step: {"tokens": poisoned(step)["tokens"]}, 12, "well")
+    before = fit(poisoned, 5, "before")
+    assert well.failed == before.failed == {}
+
+    def stop(done, total, **figures):
+        assert np.isfinite(figures["loss"])
+        if done == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        pytest.warns(UserWarning, match="step 6 is not finite in run 1 of 3"),
+        pytest.raises(train.Interrupted),
+    ):
+        fit(poisoned, 12, "sick", progress=stop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        sick = fit(poisoned, 12, "sick")
+    assert sick.failed == {1: 6}
+    assert [record for record in sick.history if "failed" in record] == [{"step": 6, "failed": [1]}]
+    for name, leaf in lora.flatten(sick.params).items():
+        for run in (0, 2):
+            np.testing.assert_array_equal(leaf[run], lora.flatten(well.params)[name][run])
+        np.testing.assert_array_equal(leaf[1], lora.flatten(before.params)[name][1])
+    np.testing.assert_array_equal(losses(sick)[:, [0, 2]], losses(well)[:, [0, 2]])
+    np.testing.assert_array_equal(np.isnan(losses(sick)[:, 1]), np.arange(12) >= 5)
 
 
 def test_evaluators_run_when_they_should(tmp_path):

@@ -1,7 +1,9 @@
 """One run on any mesh is one device's run; its state is cut; it stops, resumes and refuses as promised."""
 
+import dataclasses
 import itertools
 import os
+import shutil
 import signal
 
 import jax
@@ -13,7 +15,6 @@ from resonance_jax import model, rope, train
 from resonance_jax.model.kernel_choice import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
 from resonance_jax.train.batches import micro_rows, place_batch, reader
-from resonance_jax.train.flops import mfu, per_token
 from resonance_jax.train.run_program import RunProgram
 from tests.train.small import batches
 
@@ -49,8 +50,13 @@ def losses(history):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    run = train.fit(decoder(), data, FREQS, training(), tmp_path_factory.mktemp("alone"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    run = train.fit(decoder(), data, FREQS, training(), folder)
     assert losses(run.history)[-1] < losses(run.history)[0] - 0.1  # it learns, or nothing is compared
     return run
 
@@ -72,6 +78,26 @@ def test_a_mesh_computes_what_one_device_does(alone, tmp_path, sizes, settings, 
     run = train.fit(decoder(make_mesh(**sizes), **changes), data, FREQS, training(**settings), tmp_path)
     np.testing.assert_allclose(losses(run.history), losses(alone.history), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), run.lm.params, alone.lm.params)
+
+
+def test_a_target_beyond_the_last_token_on_a_mesh(tmp_path):
+    """T tokens, T + 1 targets: time is cut in two, rows in four, and every target is scored."""
+
+    def longer(step):
+        rows = batches(step, ROWS, LENGTH + 1)["tokens"]
+        return {"tokens": rows[:, :-1], "targets": np.where(np.arange(LENGTH + 1) < LENGTH - 4, -100, rows)}
+
+    runs = [
+        train.fit(decoder(mesh), longer, FREQS, training(steps=2), tmp_path / str(mesh is None))
+        for mesh in (None, make_mesh(data=4, sequence=2))
+    ]
+    np.testing.assert_allclose(*(losses(run.history) for run in runs), rtol=1e-5)
+
+
+def test_rows_of_another_length_are_refused(tmp_path):
+    growing = lambda step: batches(step, ROWS, LENGTH + step)
+    with pytest.raises(ValueError, match=r"expected 8 rows of 64 tokens, .* got \[8, 65\]"):
+        train.fit(decoder(), growing, FREQS, training(), tmp_path)
 
 
 def test_in_float64_to_ten_digits(x64, tmp_path):
@@ -125,6 +151,86 @@ def test_a_stopped_run_goes_on_upon_another_mesh(alone, tmp_path):
     assert len(run.history) == STEPS and run.history[0]["tokens_per_second"] > 0
 
 
+def test_where_and_how_fast_it_is_computed_may_change(alone, folder):
+    """The finished run, asked for on a mesh and in micro-batches, recomputing, with another kernel."""
+    lm = decoder(make_mesh(data=4, tensor=2), remat="full", kernel="xla")
+    again = train.fit(lm, data, FREQS, training(micro=4, save_seconds=1e9, steps_per_call=3), folder)
+    assert again.history == alone.history
+    jax.tree.map(np.testing.assert_array_equal, again.lm.params, alone.lm.params)
+
+
+def optimizer(**changes):
+    return training(optimizer=dataclasses.replace(OPTIMIZER, **changes))
+
+
+OTHERS = {
+    "optimizer.lr: 0.02 there, 0.03 here": lambda: dict(config=optimizer(lr=0.03)),
+    "optimizer.schedule: 'linear' there, 'cosine' here": lambda: dict(config=optimizer(schedule="cosine")),
+    "optimizer.steps: 10 there, 20 here": lambda: dict(config=training(steps=20)),
+    "optimizer.freeze": lambda: dict(config=optimizer(freeze=("embed",))),
+    "seed: 0 there, 1 here": lambda: dict(seed=1),
+    "lora.rank: None there, 16 here": lambda: dict(lora=train.LoraConfig()),
+    "meta.corpus: None there, 'books' here": lambda: dict(meta={"corpus": "books"}),
+    "rows: 8 there, 4 here": lambda: dict(batches=lambda step: batches(step, 4, LENGTH)),
+    "row length: 64 there, 32 here": lambda: dict(batches=lambda step: batches(step, ROWS, 32)),
+    "data: '.*' there": lambda: dict(batches=lambda step: data(step + 1)),
+    "first weights: '.*' there": lambda: dict(lm=model.Decoder(CONFIG, jax.random.key(1))),
+    "decoder.dtype: 'float32' there, 'bfloat16' here": lambda: dict(lm=decoder(dtype="bfloat16")),
+    "trained under the encodings": lambda: dict(encoding=rope.RopeSpec(head_dim=8)),
+}
+
+
+@pytest.mark.parametrize("sentence", OTHERS)
+def test_another_run_is_refused_in_the_same_folder(alone, folder, sentence):
+    same = dict(lm=decoder(), batches=data, encoding=FREQS, config=training(), run_dir=folder)
+    with pytest.raises(ValueError, match=sentence):
+        train.fit(**same | OTHERS[sentence]())
+
+
+def test_a_constant_rate_can_go_on_for_longer_but_not_back(tmp_path):
+    constant = lambda steps: training(
+        steps=steps, optimizer=train.OptimizerConfig(lr=1e-2, schedule="constant", warmup=0.0)
+    )
+    small = lambda step: batches(step, 1, 16)
+    longer = train.fit(decoder(), small, FREQS, constant(4), tmp_path / "whole")
+    train.fit(decoder(), small, FREQS, constant(2), tmp_path / "parts")
+    parts = train.fit(decoder(), small, FREQS, constant(4), tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, parts.lm.params, longer.lm.params)
+    with pytest.raises(ValueError, match="holds a checkpoint of step 4, beyond the 3 asked for"):
+        train.fit(decoder(), small, FREQS, constant(3), tmp_path / "parts")
+
+
+def test_a_log_that_was_changed_is_not_gone_on_with(alone, folder, tmp_path):
+    """metrics.jsonl belongs to the checkpoint: a digit, a missing line or a missing file is seen."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    log = copy / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    changed = lines[3].replace('"loss": ', '"loss": 1')
+    assert changed != lines[3]
+    for wrong in ([*lines[:3], changed, *lines[4:]], lines[1:], lines[:-1], ["[]\n", *lines], []):
+        log.write_text("".join(wrong))
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is not what it was when step 10 was saved"):
+            train.fit(decoder(), data, FREQS, training(), copy)
+    log.write_text("".join(lines) + '{"step": 11, "lo')  # what a kill leaves
+    assert train.fit(decoder(), data, FREQS, training(), copy).history == alone.history
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path):
+    for wrong, sentence in (
+        (dict(keep=0), "keep must be a whole number of at least 1"),
+        (dict(seed=-1), "seed must be a whole number of at least 0 and below 4,294,967,296, got -1"),
+        (dict(seed=1 << 32), "seed must be"),
+        (dict(profile=-1), "profile must be"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train.fit(decoder(), data, FREQS, training(), tmp_path / "run", **wrong)
+    with pytest.raises(ValueError, match="a seed must be"):
+        train.fit_many(CONFIG, [0, -3], [FREQS] * 2, data, training(), tmp_path / "run")
+    with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
+        train.Evaluator(0, lambda state: {})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_keeps_its_batch(tmp_path):
     wild = training(optimizer=train.OptimizerConfig(lr=1e30, schedule="constant", warmup=0))
     with pytest.raises(FloatingPointError, match="the loss of step 3 is not finite; its batch is in"):
@@ -159,11 +265,3 @@ def test_rows_that_the_mesh_does_not_divide_are_refused(tmp_path):
 )
 def test_rows_of_a_micro_batch(rows, length, shards, micro):
     assert micro_rows(rows, length, shards) == micro  # 3 rows over 2 devices are refused later
-
-
-def test_flops_of_the_paper_s_7b():
-    config = model.PRESETS["llama2-7b"]
-    multiplied = 6_738_415_616 - 32_000 * 4096
-    assert per_token(config, 4096) == 6 * multiplied + 6 * 32 * 4096 * 4096
-    assert mfu(config, 4096, 1000.0, 1, "cpu") is None
-    assert mfu(config, 4096, 1e4, 1, "NVIDIA H200") == pytest.approx(1e4 * per_token(config, 4096) / 989e12)

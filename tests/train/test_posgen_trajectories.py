@@ -10,7 +10,7 @@ import pytest
 
 from resonance_jax import train
 from resonance_jax.data import posgen
-from resonance_jax.train import many, memory
+from resonance_jax.train import many_program, memory
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import new_state
 from resonance_jax.train.step import summed_loss, train_step
@@ -94,9 +94,9 @@ def fit(seeds, tables, folder, training=TRAINING, **options):
 
 def test_each_run_equals_itself_alone_over_50_steps_and_all_compile_once(tmp_path, monkeypatch):
     traces = []
-    step = many.train_step
-    monkeypatch.setattr(many, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
-    many._program.cache_clear()
+    step = many_program.train_step
+    monkeypatch.setattr(many_program, "train_step", lambda *arguments: traces.append(1) or step(*arguments))
+    many_program._program.cache_clear()
     together = fit(SEEDS, TABLES, tmp_path / "together")[0]
     assert len(traces) == 1 and together.shape == (50, 4)
     for e in (0, 3):
@@ -122,19 +122,23 @@ def test_rows_are_a_function_of_seed_and_step_and_cover_each_epoch():
 
 def test_nothing_of_a_row_that_is_not_there_is_scored():
     examples = {name: jnp.asarray(x) for name, x in EXAMPLES.items()}
-    batch = many._batch(examples, jnp.array([4, 7, -1]))
+    batch = many_program._batch(examples, jnp.array([4, 7, -1]))
     np.testing.assert_array_equal(batch["tokens"][:2], examples["tokens"][np.array([4, 7])])
-    np.testing.assert_array_equal(batch["targets"][:2], examples["targets"][np.array([4, 7])])
-    assert (batch["targets"][2] == -100).all()
-    unlabelled = many._batch({"tokens": examples["tokens"]}, jnp.array([4, -1]))
-    np.testing.assert_array_equal(unlabelled["targets"][0], examples["tokens"][4])
+    np.testing.assert_array_equal(batch["labels"][:2, :-1], examples["targets"][np.array([4, 7])][:, 1:])
+    assert (batch["labels"][2] == -100).all()
+    tokens = examples["tokens"]
+    halves = jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= 12, tokens.shape).astype(jnp.int32)
+    packed = many_program._batch({"tokens": tokens, "segment_ids": halves}, jnp.array([4, -1]))
+    expected = np.append(tokens[4, 1:], -100)
+    expected[11] = -100  # the last token of one document does not predict the next one's first
+    np.testing.assert_array_equal(packed["labels"][0], expected)
 
 
 def test_a_last_target_beyond_the_tokens_is_predicted_too():
     """64 positions read and 64 predicted is what 65 read and 64 predicted is."""
     whole = {name: jnp.asarray(x[:6]) for name, x in EXAMPLES.items()}
     shorter = {"tokens": whole["tokens"][:, :-1], "targets": whole["targets"]}
-    params = many.create(CONFIG, jax.random.key(0))
+    params = many_program.create(CONFIG, jax.random.key(0))
     np.testing.assert_allclose(loss(params, whole, TABLES[0]), loss(params, shorter, TABLES[0]), rtol=1e-6)
 
 
@@ -153,11 +157,11 @@ def test_how_many_runs_fit(monkeypatch, mapped, fit):
     figures = {"argument": 900, "output": 900, "alias": 800, "temp": 200}
     analysis = SimpleNamespace(**{f"{name}_size_in_bytes": n * MiB for name, n in figures.items()})
     compiled = SimpleNamespace(memory_analysis=lambda: analysis)
-    mesh = many.Mesh(jax.devices()[:2], ("runs",))
+    mesh = many_program.Mesh(jax.devices()[:2], ("runs",))
     monkeypatch.setattr(memory, "free", lambda devices: 1200 * MiB)
-    many._refuse_too_many(compiled, 20, mesh, mapped)
+    many_program._refuse_too_many(compiled, 20, mesh, mapped)
     monkeypatch.setattr(memory, "free", lambda devices: None)
-    many._refuse_too_many(compiled, 20, mesh, mapped)
+    many_program._refuse_too_many(compiled, 20, mesh, mapped)
     monkeypatch.setattr(memory, "free", lambda devices: {"map": 810, "vmap": 610}[mapped] * MiB)
     with pytest.raises(ValueError, match=f"need 1.2 GiB on each of 2 cpu devices.*about {fit} runs fit"):
-        many._refuse_too_many(compiled, 20, mesh, mapped)
+        many_program._refuse_too_many(compiled, 20, mesh, mapped)

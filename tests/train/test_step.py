@@ -10,7 +10,7 @@ from resonance_jax import model, train
 from resonance_jax.model.parameters import create
 from resonance_jax.train.optimizer import make_optimizer, schedules
 from resonance_jax.train.state import new_state
-from resonance_jax.train.step import gradients, train_step
+from resonance_jax.train.step import gradients, summed_loss, train_step, with_labels
 from tests.train.small import CONFIG, ENCODINGS, batches
 
 
@@ -47,6 +47,47 @@ def test_accumulation_weighs_tokens_not_micro_batches(params):
     rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(4)]
     naive = np.mean([gradients(CONFIG, params, row, ENCODINGS[0])[0] for row in rows])
     assert abs(naive - loss) > 1e-3  # the mistake this guards against is visible here
+
+
+PACKED = np.repeat([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]], 4, axis=0)
+
+
+def test_packed_documents_do_not_predict_each_other(params):
+    """Three documents a row: their own losses, none for the first token of the next."""
+    batch = batches(2)
+    total, count = summed_loss(CONFIG, params, batch | {"segment_ids": PACKED}, ENCODINGS[1])
+    assert count == 4 * (16 - 3)
+    parts = np.split(batch["tokens"], [5, 11], axis=1)
+    alone = [summed_loss(CONFIG, params, {"tokens": part}, ENCODINGS[1])[0] for part in parts]
+    np.testing.assert_allclose(total, sum(alone), rtol=1e-5)
+    stated = batch | {"segment_ids": PACKED, "targets": batch["tokens"]}  # what is stated is taken as it is
+    assert summed_loss(CONFIG, params, stated, ENCODINGS[1])[1] == 4 * 15
+
+
+def test_the_last_token_predicts_where_a_target_follows_it(params):
+    longer = batches(3, length=17)["tokens"]
+    batch = {"tokens": longer[:, :-1], "targets": longer}
+    total, count = summed_loss(CONFIG, params, batch, ENCODINGS[0])
+    assert count == 4 * 16
+    np.testing.assert_allclose(
+        total, summed_loss(CONFIG, params, {"tokens": longer}, ENCODINGS[0])[0], rtol=1e-5
+    )
+    on_host = with_labels(batch)
+    assert isinstance(on_host["labels"], np.ndarray)
+    np.testing.assert_array_equal(on_host["labels"], longer[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"target": np.zeros((4, 16))}, "a batch holds tokens, .* got target, tokens"),
+        ({"targets": np.zeros((4, 18))}, r"targets \[4, 18\] do not belong to tokens \[4, 16\]"),
+        ({"segment_ids": np.zeros((4, 17))}, r"segment_ids \[4, 17\] do not belong"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(params, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        gradients(CONFIG, params, batches(0) | changes, ENCODINGS[0], micro=2)
 
 
 def test_remat_attention_recomputes_all_but_attention(params):
@@ -108,8 +149,52 @@ def test_onecycle_equals_pytorchs(goldens):
             np.testing.assert_allclose(jax.vmap(beta1)(steps), arrays["beta1"], rtol=1e-9)
 
 
-def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="unknown schedule 'sinus'"):
-        train.OptimizerConfig(schedule="sinus")
-    with pytest.raises(ValueError, match="warmup is a share of the steps"):
-        train.OptimizerConfig(warmup=20)
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "onecycle"])
+def test_every_schedule_is_finite_from_the_first_step_to_the_last(name):
+    """A peak at the very first step (onecycle with warmup * steps = 1) is a quotient of zeros."""
+    for steps in (1, 2, 5, 10, 40):
+        for warmup in (0.0, 0.01, 1 / steps if steps > 1 else 0.0, 0.1, 0.5, 0.99):
+            rates = schedules(train.OptimizerConfig(lr=1.0, schedule=name, warmup=warmup), steps)
+            values = np.asarray([[rate(jnp.asarray(i)) for i in range(steps)] for rate in rates])
+            assert np.isfinite(values).all() and (values >= 0).all() and (values[0] <= 1).all()
+    lr, beta1 = schedules(train.OptimizerConfig(lr=1.0, schedule="onecycle", warmup=0.1), 10)
+    assert (lr(0), beta1(0)) == (1.0, pytest.approx(0.85))
+
+
+@pytest.mark.parametrize("path", ["layer/up", "layers/u", "mlp"])
+def test_a_mistyped_path_to_freeze_is_refused(params, path):
+    tx = make_optimizer(train.OptimizerConfig(freeze=("embed", path)), 10)
+    known = "there are embed, final_norm, layers/attn_norm, "
+    with pytest.raises(ValueError, match=f"freeze names '{path}', which is no parameter; {known}"):
+        tx.init(params)
+
+
+OPTIMIZERS = {
+    "unknown schedule 'sinus'; expected one of linear": {"schedule": "sinus"},
+    "warmup is a share of the steps": {"warmup": 20},
+    "lr must be a finite number, at least 0, got -1": {"lr": -1.0},
+    "lr must be a finite number, at least 0, got nan": {"lr": float("nan")},
+    "weight_decay must be": {"weight_decay": float("inf")},
+    "eps must be a positive": {"eps": 0.0},
+    r"beta2 in \(0, 1\), got 0.9 and 1": {"beta2": 1},
+    "clip must be a positive norm": {"clip": 0.0},
+    r"write \('embed',\)": {"freeze": "embed"},
+}
+TRAININGS = {
+    "steps must be a whole number of at least 1, got 0": {"steps": 0},
+    "steps must be a whole number of at least 1, got 2.5": {"steps": 2.5},
+    "micro must be a whole number of at least 0, got -1": {"micro": -1},
+    "steps_per_call must be a whole number of at least 1": {"steps_per_call": 0},
+    "unknown mapped 'pmap'": {"mapped": "pmap"},
+    "save_seconds must be at least 0, got nan": {"save_seconds": float("nan")},
+    "save_seconds must be at least 0, got -1": {"save_seconds": -1},
+}
+
+
+@pytest.mark.parametrize("sentence", [*OPTIMIZERS, *TRAININGS])
+def test_bad_settings_are_refused(sentence):
+    with pytest.raises(ValueError, match=sentence):
+        if sentence in OPTIMIZERS:
+            train.OptimizerConfig(**OPTIMIZERS[sentence])
+        else:
+            train.TrainConfig(**{"steps": 1} | TRAININGS[sentence])

@@ -1,0 +1,129 @@
+"""What made a checkpoint, as JSON: two runs are the same run when they agree in it.
+
+Where and how fast a run is computed (mesh, micro-batches, what is recomputed, the attention kernel, the time
+between checkpoints) is no part of it: that may change when it goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from resonance_jax import rope
+from resonance_jax.model.config import DecoderConfig
+from resonance_jax.parallel.mesh import sharding
+from resonance_jax.train.batches import Reader
+from resonance_jax.train.config import TrainConfig
+from resonance_jax.train.step import Batch
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+Identity = dict[str, JSON]
+"""{"encodings": records of rope.to_record, "settings": what else has to agree, "versions": not compared}."""
+
+ELSEWHERE = ("remat", "kernel")
+"""Fields of DecoderConfig that say how it computes and may change."""
+
+
+def identity(
+    encodings: Sequence[dict[str, JSON]],
+    config: DecoderConfig,
+    training: TrainConfig,
+    settings: dict[str, JSON],
+    meta: dict[str, JSON] | None,
+) -> Identity:
+    """The identity of a run: `settings` and `meta` beside what every run has."""
+    decoder = {name: value for name, value in dataclasses.asdict(config).items() if name not in ELSEWHERE}
+    own = {
+        "optimizer": training.optimizer.identity(training.steps),
+        "decoder": decoder,
+        "precision of products": str(jax.config.jax_default_matmul_precision),
+        **settings,
+        "meta": meta or {},
+    }
+    versions = {name: version(name) for name in ("jax", "jaxlib", "optax")}
+    made = {"encodings": list(encodings), "settings": own, "versions": versions}
+    return json.loads(json.dumps(made))  # tuples become lists, as they will be when they are read
+
+
+def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
+    """SHA-256 over the batch of step 0, by row. Each process reads the rows of its own devices only."""
+    own = {(0, rows)}
+    if mesh is not None and jax.process_count() > 1:
+        where = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,))
+        own = {index[0].indices(rows)[:2] for index in where.values()}
+    sums = np.zeros((rows, hashlib.sha256().digest_size), np.uint8)
+    for start, stop in own:
+        batch = read(0, start, stop)
+        for row in range(start, stop):
+            one = {name: np.asarray(x)[row - start] for name, x in batch.items()}
+            sums[row] = np.frombuffer(bytes.fromhex(arrays_digest(one)), np.uint8)
+    if jax.process_count() > 1:
+        sums = np.max(multihost_utils.process_allgather(sums), axis=0)
+    return hashlib.sha256(sums.tobytes()).hexdigest()
+
+
+def arrays_digest(arrays: Batch | Int[np.ndarray, "..."] | None) -> str:
+    """SHA-256 over integers: names, shapes and values, whatever their width."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        digest.update(f"{jax.tree_util.keystr(path)} {list(np.shape(leaf))}\n".encode())
+        digest.update(np.ascontiguousarray(leaf, np.int64))
+    return digest.hexdigest()
+
+
+class AnotherRun(ValueError):
+    """A checkpoint was made by something else than what is asked for."""
+
+
+def refuse_another(saved: Identity, asked: Identity) -> None:
+    """Raise AnotherRun, naming what differs, unless a checkpoint was made by what is asked for now.
+
+    Tables of encodings agree as rope.same says. A checkpoint of an earlier version states no settings, and
+    only its encodings are compared.
+    """
+    _refuse_other_encodings(saved.get("encodings", []), asked["encodings"])
+    there, here = _flat(saved.get("settings", asked["settings"])), _flat(asked["settings"])
+    differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    if differing:
+        told = ", ".join(
+            f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} here" for name in differing
+        )
+        raise AnotherRun(
+            f"the checkpoint belongs to another run ({told}); use another run folder, or the settings that "
+            "it was begun with."
+        )
+
+
+def _refuse_other_encodings(saved: Sequence[dict[str, JSON]], asked: Sequence[dict[str, JSON]]) -> None:
+    matches = len(saved) == len(asked) and all(
+        rope.same(rope.from_record(a), rope.from_record(b)) for a, b in zip(saved, asked, strict=True)
+    )
+    if not matches:
+        names = lambda records: ", ".join(r["fingerprint"] for r in records) or "none"
+        raise AnotherRun(
+            f"the checkpoint was trained under the encodings {names(saved)}, but {names(asked)} are asked "
+            "for; use another run folder, or the encodings it was trained with."
+        )
+
+
+def _flat(value: JSON, name: str = "") -> dict[str, JSON]:
+    """Nested dictionaries as one, their keys joined by dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found = {}
+    for key, child in value.items():
+        found |= _flat(child, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _short(value: JSON) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:30] + "…" + text[-6:]
