@@ -23,6 +23,7 @@ from resonance_jax.evaluate.bootstrap import Interval, mean_interval
 from resonance_jax.evaluate.nll import TOKENS_PER_BATCH, batched_nll
 from resonance_jax.files import atomic
 from resonance_jax.model.decoder import Decoder
+from resonance_jax.parallel.pmap import replicate
 
 PROTOCOLS = ("prefix", "sliding", "yarn")
 BIN = 64
@@ -159,6 +160,8 @@ def sweep(
     for length in lengths:
         _check(how, length)
     kept = _long_enough(list(documents), how, lengths[-1], groups)
+    if pmap:
+        lm = lm.replace_params(replicate(lm.params))  # here, or every document would copy the weights
     # One window a document: a shorter context is a prefix of a longer one.
     at_once = (protocol == "prefix" or truncate) and not spec.dynamic
     passes = [lengths] if at_once else [[length] for length in lengths]
