@@ -20,7 +20,7 @@ from resonance_jax.model.decoder import Weights, logits
 from resonance_jax.parallel.mesh import automatic_axes, sharding
 
 TOKENS_AT_ONCE = 8192
-"""Tokens of the prompts in one forward pass: enough to keep a device busy, whatever the batch takes."""
+"""Prompt tokens in one forward pass: enough to keep a device busy; memory does not grow with the batch."""
 CHUNK = 64
 """Tokens per row that the device makes before the host looks at them."""
 CHUNK_WITH_STOPS = 16

@@ -174,7 +174,7 @@ def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
     if request.dropout:
         return "xla", "dropout on the weights"
     if request.T < SHORT_QUERIES or request.T * request.S < SHORT_SCORES:
-        return "xla", f"short: fewer than {SHORT_QUERIES} queries or {SHORT_SCORES} scores a head"
+        return "xla", f"short: fewer than {SHORT_QUERIES} queries or {SHORT_SCORES} scores per head"
     best = {"tpu": "splash", "gpu": "cudnn"}.get(request.platform)
     refusal = _REFUSALS[best](request) if best else None
     if best and refusal is None:
@@ -263,6 +263,7 @@ _REFUSALS: dict[str, Callable[[Request], str | None]] = {
     "cudnn": _refuse_cudnn,
     "splash": _refuse_splash,
 }
+"""By kernel: why it cannot do what is asked, or None."""
 
 
 def _check(

@@ -111,10 +111,10 @@ def _merged(
     return (out / total).astype(queries.dtype)
 
 
-def _block(S: int, bytes_a_key: int) -> int:
+def _block(S: int, bytes_per_key: int) -> int:
     """Keys read at a time: on a CPU a block stays in its cache, elsewhere it should fill the device."""
     most = (1 << 21) if target().platform == "cpu" else 1 << 28
-    return min(S, max(64, most // bytes_a_key))
+    return min(S, max(64, most // bytes_per_key))
 
 
 def _dot(spec: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:

@@ -205,7 +205,7 @@ def head(config: DecoderConfig, params: Weights) -> Float[Array, "D V"]:
     """The output weight."""
     if config.tie_embeddings:
         return params["embed"].T
-    return params["head"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # declared where it is not tied
+    return params["head"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # there unless tied
 
 
 def logits(config: DecoderConfig, params: Weights, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:

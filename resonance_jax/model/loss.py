@@ -33,7 +33,7 @@ def linear_cross_entropy(
     """Negative log-likelihood in nats of every target under softmax(hidden @ head).
 
     Args:
-        hidden: [M, D] or [B, T, D]; products are computed in its dtype, whatever head's is.
+        hidden: [M, D] or [B, T, D]; products are computed in its dtype, not in head's.
         head: the output weight. Sharded over V it stays so (vocabulary parallel).
         targets: 0 … V-1 or `ignore`; any other number gives NaN.
         chunk: about how many positions are scored at a time; default 4096, fewer for a sharded vocabulary.

@@ -36,12 +36,12 @@ def lowering_for(platform: str, capability: tuple[int, int] | None = None) -> It
 
 
 def target() -> Target:
-    """What this trace is for."""
+    """The platform that this trace is lowered for, and the compute capability of its GPU."""
     stated = _stated.get()
     if stated is not None:
         return stated
-    set_by_user = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]  # added late
-    device = set_by_user or jax.default_backend()
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    device = chosen or jax.default_backend()
     if isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     parts = str(getattr(device, "compute_capability", "")).split(".")
