@@ -18,6 +18,7 @@ from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
+from resonance_jax.parallel.pmap import replicate
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
 """Token ids of each document, without special tokens."""
@@ -112,6 +113,8 @@ def sweep(
     for length in lengths:
         how.check(length)
     kept = _long_enough(list(documents), how, lengths[-1], groups)
+    if pmap:
+        lm = lm.replace_params(replicate(lm.params))  # here, or every document would copy the weights
     # With one window per document, a shorter context is a prefix of a longer one.
     at_once = (protocol == "prefix" or truncate) and not spec.dynamic
     passes = [lengths] if at_once else [[length] for length in lengths]

@@ -14,7 +14,6 @@ ByStep = Callable[[Int[Array, ""] | int], Num[Array, ""]]
 """A number that changes during a run: a function of the optimizer step, counted from 0."""
 
 
-
 def _anneal(start: float, end: float, share: Num[Array, ""]) -> Num[Array, ""]:
     return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
 
