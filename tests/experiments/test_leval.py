@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from experiments.command import guarded
 
 from configs.leval import PRESETS, Config
 from experiments import leval as command

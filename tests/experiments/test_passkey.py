@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from experiments.command import guarded
 
 from configs.passkey import PRESETS
 from experiments import passkey as command

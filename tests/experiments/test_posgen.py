@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from experiments.command import guarded
 
 from configs.posgen import PRESETS
 from experiments import posgen
