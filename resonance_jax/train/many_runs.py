@@ -99,9 +99,7 @@ def fit_many(
     for seed in seeds:
         check_whole("a seed", seed, 0, SEEDS)
     if isinstance(encodings, rope.RopeSpec):
-        raise ValueError(
-            f"expected one encoding for each run, got {encodings.title} alone; give a list of them."
-        )
+        raise ValueError(f"expected one encoding for each run, got {encodings.title} alone; give a list.")
     if isinstance(encodings, rope.Frequencies):
         encodings = unstack_frequencies(encodings)
     first = batches(0)
