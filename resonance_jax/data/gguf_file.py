@@ -6,7 +6,6 @@ never lies in memory in float32.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,33 +16,20 @@ Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bo
 SUFFIX = ".gguf"
 
 
-class _Stored(Protocol):
-    """What the gguf package says of one tensor."""
-
-    name: str
-    data: np.ndarray
-    shape: np.ndarray
-    tensor_type: int
-
-
 class GgufTensor:
     """One tensor of a GGUF file.
 
     shape: as NumPy has it, rows first. type: its quantisation, such as "Q4_1" or "F32".
     """
 
-    def __init__(self, stored: _Stored, type: str):
-        self._stored, self.type = stored, type
-        self.shape = tuple(int(size) for size in reversed(stored.shape.tolist()))
+    def __init__(self, data: np.ndarray, shape: tuple[int, ...], type: str):
+        self._data, self.shape, self.type = data, shape, type
 
     def rows(self, index: slice | Int[np.ndarray, "n"]) -> Float[np.ndarray, "n ..."]:
         """Some rows (numbers, of a tensor with one axis) in float32, exactly as `gguf` dequantises them."""
         import gguf
 
-        picked = self._stored.data[index]
-        return gguf.dequantize(
-            np.ascontiguousarray(picked), gguf.GGMLQuantizationType(self._stored.tensor_type)
-        )
+        return gguf.dequantize(np.ascontiguousarray(self._data[index]), gguf.GGMLQuantizationType[self.type])
 
 
 class GgufFile:
@@ -65,7 +51,11 @@ class GgufFile:
             reader = gguf.GGUFReader(self.path)
             self.metadata: Mapping[str, Value] = {name: f.contents() for name, f in reader.fields.items()}
             known = {
-                tensor.name: GgufTensor(tensor, gguf.GGMLQuantizationType(tensor.tensor_type).name)
+                tensor.name: GgufTensor(
+                    tensor.data,
+                    tuple(int(size) for size in reversed(tensor.shape.tolist())),
+                    gguf.GGMLQuantizationType(tensor.tensor_type).name,
+                )
                 for tensor in reader.tensors
             }
         # The reader trusts the file's own counts and offsets: a damaged one ends in any of these.

@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import safetensors
@@ -12,6 +12,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+@runtime_checkable
 class TensorSlice(Protocol):
     """One stored tensor, of which parts are read on demand: what safetensors' get_slice gives."""
 
