@@ -10,12 +10,13 @@ from resonance_jax.files import found_at, of_kind, read_json, reason
 
 # Written beside the data by `datasets`, Spark and Dask.
 METADATA = (
-    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json"),
     *("_SUCCESS", "_metadata", "_common_metadata"),
 )
 # About the data: left out beside records, documents like any other in a folder of texts.
 ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "changelog")
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+RECORDS = ("parquet", "arrow", "records")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ def folder_files(folder: Path, text_field: str) -> list[File]:
 
     A folder with records (parquet, arrow, JSON) is read as shards; otherwise every text file counts, and
     binary files (a NUL byte in the first 8 KiB, git's rule) are passed over, as in a source tree. Hidden
-    files and folders, lock files and the metadata of datasets are never documents. Of a folder that
-    `datasets` saved, the arrow files that its state.json lists are read.
+    files and folders, lock files and the metadata of datasets are never documents. A folder that `datasets`
+    saved must hold the arrow files that its state.json lists, and no others.
 
     Args:
         folder: an existing folder. Links to folders are followed.
@@ -43,17 +44,19 @@ def folder_files(folder: Path, text_field: str) -> list[File]:
         ValueError: records stand beside other files that would be left out, a file is no regular file or of
             a kind that is not read here, or there is no document; names the files.
     """
-    files = []
+    files, states = [], []
     for path, name in walk(folder, lambda part: not part.startswith("."), follow=True):
         if (found := found_at(path)) != "a file":
             found = "a link to nothing" if found == "missing" else found
             raise ValueError(f"{path} is {found}: remove it from the corpus.")
-        if path.name not in METADATA and path.suffix != ".lock" and not _is_cache(path):
+        if path.name == "state.json":
+            states += [path] if (path.parent / "dataset_info.json").is_file() else []
+        elif path.name not in METADATA and path.suffix != ".lock" and not _is_cache(path):
             files.append(File(path, name, kind_of(path, text_field)))
-    _check_saved(files)
-    about = lambda file: file.path.name.lower().split(".")[0] in ABOUT or file.path.suffix.lower() in PICTURES
-    records = [file for file in files if file.kind in ("parquet", "arrow", "records")]
-    others = [file for file in files if file not in records and not about(file)]
+    for state in states:
+        _check_saved(state, {file.path.name for file in files if file.path.parent == state.parent})
+    records = [file for file in files if file.kind in RECORDS]
+    others = [file for file in files if file.kind not in RECORDS and not _is_about(file.path)]
     if not records and all(file.kind == "objects" for file in others):
         records, others = others, []
     if records and others:
@@ -100,27 +103,21 @@ def _is_cache(path: Path) -> bool:
     return path.match("cache-*.arrow") and any((path.parent / name).is_file() for name in beside)
 
 
-def _check_saved(files: list[File]) -> None:
-    """Refuse a folder of `datasets` whose arrow files are not those that its state.json lists."""
-    arrow = [file.path for file in files if file.kind == "arrow"]
-    for folder in dict.fromkeys(path.parent for path in arrow):
-        state = folder / "state.json"
-        listed = read_json(state).get("_data_files") if state.is_file() else None
-        if listed is None:
-            continue
-        entries = [
-            of_kind(entry, dict, f"An entry of {state}") for entry in of_kind(listed, list, str(state))
-        ]
-        names, there = (
-            {entry.get("filename") for entry in entries},
-            {p.name for p in arrow if p.parent == folder},
-        )
-        if names != there:
-            name = sorted(map(str, names ^ there))[0]
-            found = (
-                "lists {}, which is not there" if name not in there else "does not list {}, which is there"
-            )
-            raise ValueError(f"{state} {found.format(name)}: the folder is not as `datasets` saved it.")
+def _is_about(path: Path) -> bool:
+    return path.name.lower().split(".")[0] in ABOUT or path.suffix.lower() in PICTURES
+
+
+def _check_saved(state: Path, there: set[str]) -> None:
+    """Refuse a folder of `datasets` that does not hold just the arrow files that its state.json lists."""
+    listed = read_json(state).get("_data_files")
+    if listed is None:
+        return
+    entries = of_kind(listed, list, f"The list of data files in {state}")
+    names = {str(of_kind(entry, dict, f"A data file in {state}").get("filename")) for entry in entries}
+    if missing := sorted(names - there):
+        raise ValueError(f"{state} lists {missing[0]}, which is not there: fetch the folder again.")
+    if more := sorted(name for name in there - names if name.endswith(".arrow")):
+        raise ValueError(f"{state} does not list {more[0]}, which is there: move that file elsewhere.")
 
 
 def _some(files: list[File]) -> str:

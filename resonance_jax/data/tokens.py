@@ -192,7 +192,7 @@ def _build(
         remove_leftovers(folder, pattern)
     dtype = np.dtype(np.uint16 if tokenizer and tokenizer.vocab_size <= 1 << 16 else np.int32)
     left_out: list[LeftOut] = []
-    offsets, largest, digest = [0], (-1, ""), hashlib.blake2b(digest_size=20)
+    offsets, largest, digest = [0], (-1, ""), hashlib.sha256()
     with scratch_file(folder, f"{stem}.npy") as temporary:
         with temporary.open("r+b") as file:
             file.write(_npy_header(dtype, 0))
@@ -238,7 +238,7 @@ def _npy_header(dtype: np.dtype, total: int) -> bytes:
 
 def _checksum(path: Path, header: Mapping[str, object]) -> str:
     """The checksum that the header of the .npy file at `path` must have. ValueError if it cannot be read."""
-    digest = hashlib.blake2b(digest_size=20)
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             first = file.read(NPY_HEADER_BYTES)
@@ -249,8 +249,8 @@ def _checksum(path: Path, header: Mapping[str, object]) -> str:
     return _sealed(digest, first, header)
 
 
-def _sealed(tokens: hashlib.blake2b, npy_header: bytes, header: Mapping[str, object]) -> str:
-    """BLAKE2b (hex) of the tokens, of which `tokens` is the digest so far, the .npy header and the facts."""
+def _sealed(tokens: "hashlib._Hash", npy_header: bytes, header: Mapping[str, object]) -> str:
+    """SHA-256 (hex) of the tokens, of which `tokens` is the digest so far, the .npy header and the facts."""
     tokens.update(npy_header)
     tokens.update(json.dumps(header, sort_keys=True).encode())
     return tokens.hexdigest()

@@ -57,6 +57,8 @@ def test_a_saved_dataset_of_several_splits(tmp_path):
     saved(tmp_path / "test", ["b"])
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert names(tmp_path) == ["test/data-00000-of-00001.arrow:0", "train/data-00000-of-00001.arrow:0"]
+    (tmp_path / "test" / "data-00000-of-00001.arrow").unlink()
+    assert "test/state.json lists data-00000-of-00001.arrow, which is not there" in complaint(tmp_path)
 
 
 def test_a_saved_dataset_is_what_its_state_lists(tmp_path):
@@ -70,6 +72,8 @@ def test_a_saved_dataset_is_what_its_state_lists(tmp_path):
     assert "lists data-00001-of-00002.arrow, which is not there" in complaint(tmp_path)
     (tmp_path / "state.json").write_text('{"_data_files": 3}')
     assert "state.json is a number, expected a JSON array" in complaint(tmp_path)
+    (tmp_path / "state.json").write_text('{"_data_files": [3]}')
+    assert "state.json is a number, expected a JSON object" in complaint(tmp_path)
     (tmp_path / "state.json").write_text("{")
     assert "state.json is not JSON" in complaint(tmp_path)
 
@@ -124,6 +128,7 @@ def test_a_source_tree_is_text_with_its_json_and_without_its_pictures(tmp_path):
     (tmp_path / "cases.json").write_text('[{"input": 1}]')
     (tmp_path / "settings.json").write_text('{"a": 1, // a comment\n}')
     (tmp_path / "logo.bin").write_bytes(b"\0\1")
+    (tmp_path / "state.json").write_text("[]")
     assert names(tmp_path) == ["README.md", "a.py", "cases.json", "package.json", "settings.json"]
 
 

@@ -94,7 +94,7 @@ def test_one_object_over_several_lines_is_one_record(tmp_path):
 
 
 def test_marks_of_files_that_were_joined_are_dropped(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(BOM + LINES + BOM + LINES)
+    (tmp_path / "a.jsonl").write_bytes(BOM + LINES + BOM + b"\n" + BOM + LINES)
     assert read(tmp_path / "a.jsonl") == TEXTS * 2
 
 
