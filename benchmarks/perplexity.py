@@ -105,7 +105,8 @@ def long_document() -> None:
 
 def training_step() -> None:
     """One optimizer step at 8,192 tokens, every layer recomputed."""
-    from resonance_jax.train.optimizer import OptimizerConfig, make_optimizer
+    from resonance_jax.train import OptimizerConfig
+    from resonance_jax.train.optimizer import make_optimizer
     from resonance_jax.train.state import new_state
     from resonance_jax.train.step import train_step
 

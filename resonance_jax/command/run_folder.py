@@ -20,8 +20,8 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     The folder is this process's until it ends, however it ends. One in which nothing was computed yet (its
     settings were refused, or it was stopped early) is taken over by another config.
 
-    Raises ValueError naming the options that differ when the folder belongs to another config, and the process
-    that works in it when there is one.
+    Raises ValueError when the folder belongs to another config, naming the options that differ, and when
+    another process works in it.
     """
     folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}

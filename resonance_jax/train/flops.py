@@ -5,8 +5,8 @@ import re
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.lora import LoraConfig
 from resonance_jax.model.parameters import Parameter, declare
+from resonance_jax.settings.lora import LoraConfig
 
 PEAKS = {
     "TPU v4": 275e12,

@@ -5,7 +5,7 @@ from pathlib import Path
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.settings.optimizer import OptimizerConfig
 from resonance_jax.settings.pretraining import PretrainConfig
-from resonance_jax.train.batches import micro_rows, size
+from resonance_jax.train.batches import Batches, micro_rows, size
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.loop import Progress
 from resonance_jax.train.one_run import fit
@@ -13,7 +13,7 @@ from resonance_jax.train.one_run import fit
 
 def pretrain(
     lm: Decoder,
-    batches,
+    batches: Batches,
     config: PretrainConfig,
     run_dir: str | Path,
     save_seconds: float = 30.0,
