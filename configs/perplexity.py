@@ -17,9 +17,10 @@ class Config:
     """Perplexity of checkpoints x encodings x corpora x lengths; resumable document by document."""
 
     checkpoints: tuple[str, ...]
-    """Hugging Face directories, each PATH or NAME=PATH."""
+    """Each PATH or NAME=PATH: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
+    (smollm2-135m)."""
     corpora: tuple[str, ...] = ("stdlib",)
-    """Corpora by name or path; held-out documents are scored (a TFDS corpus: its test split)."""
+    """Corpora by name or path."""
     encodings: tuple[str, ...] = ("own", "dynamic_ntk", "ntk", "yarn", "resonance-yarn")
     """Methods, each with an optional "resonance-" in front and an optional "@NAME" of one checkpoint behind;
     "own" is what a checkpoint's config states."""
@@ -41,13 +42,17 @@ class Config:
     documents: int = 50
     """The first so many of those that are long enough."""
     tokenizer: str | None = None
-    """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: the first checkpoint's own."""
+    """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: each checkpoint's own."""
+    bos: str = "auto"
+    """What stands in front of every window: auto (what the tokenizer really puts there), none, or a token's
+    id."""
     data_dir: str | None = None
     """Where prepared TFDS datasets lie."""
     text_field: str = "text"
     """The field of jsonl and parquet files that holds the text."""
-    split: str = "heldout"
-    """Which split of the corpora: heldout, train, all, or a dataset's own name."""
+    split: str | None = None
+    """Which split of the corpora: heldout, train, all, or a dataset's own name; default: all of a file or
+    folder of your own, of others what is held out (a TFDS corpus: its test split)."""
     dtype: str = "float32"
     """Of weights and activations; norms, rotation, softmax and loss are at least float32."""
     parallel: str = "none"
@@ -69,7 +74,6 @@ def _figure4(s: float, longest: int) -> Config:
         truncate=True,
         min_tokens=16_384,
         documents=50,
-        split="test",
         dtype="bfloat16",
     )
 

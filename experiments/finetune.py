@@ -17,7 +17,7 @@ from configs.finetune import ELSEWHERE, PRESETS, Config
 from configs.quickstart import Config as Quickstart
 from resonance_jax.command import (
     default_folder,
-    leave_on_sigterm,
+    leave_on_signals,
     local_part,
     main,
     open_run,
@@ -49,7 +49,7 @@ def run(config: Config) -> int | None:
     from resonance_jax.parallel import distributed
 
     process = distributed.start()
-    leave_on_sigterm()  # joining the other processes may have put another handler there
+    leave_on_signals()  # joining the other processes may have put another handler there
     with distributed.first_process_first():
         if process == 0:
             check_resume(config)

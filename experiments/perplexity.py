@@ -8,107 +8,193 @@ Stop it at any time: the same command goes on with the next document.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.perplexity import PRESETS, Config
-from resonance_jax.command import main, open_run
-from resonance_jax.files import read_json, write_json, write_text
+from resonance_jax.command import keep_result, kept_result, main, open_run
+from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from resonance_jax import data, evaluate, rope
-    from resonance_jax.evaluate.documents import Ids
+    from resonance_jax import evaluate, rope
+    from resonance_jax.evaluate.documents import Selection
+    from resonance_jax.interop import Checkpoint
 
     Results = dict[str, dict[str, dict[int, evaluate.Perplexity]]]
     """By corpus, then by label, then by length."""
 
 
-def run(config: Config) -> None:
-    """Score what is missing, then print the tables."""
+def run(config: Config) -> int:
+    """Score what is missing, then print the tables; 3 where documents had to be left out."""
     from resonance_jax.command.checkpoints import named_checkpoints
     from resonance_jax.report.perplexity import table
     from resonance_jax.report.tables import print_table
 
-    named = named_checkpoints(config.checkpoints)
+    _check(config)
+    study = Study(config, named_checkpoints(config.checkpoints))
     folder = open_run("perplexity", config)
-    if not (folder / "perplexity.json").exists():
-        _run(config, folder, named)
-    result = read_json(folder / "perplexity.json")
+    result = study.result(folder)
     lengths = result["table_lengths"]
     for corpus, part in result["corpora"].items():
         print_table(table(part["rows"], lengths), f"{corpus}: perplexity over tokens, {config.protocol}")
         if part["differences"]:
             print_table(part["differences"], "Paired differences, nats per token")
+    for sentence in study.remarks:
+        print(sentence)
     print(f"\n{folder}/perplexity.png  {folder}/perplexity.csv")
+    return 3 if study.left_out else 0
 
 
-def _run(config: Config, folder: Path, named: dict[str, str]) -> None:
-    """Score every checkpoint under its encodings on every corpus, and write down what was found."""
-    import jax
+def _check(config: Config) -> None:
+    """Raise ValueError before anything is read or made."""
+    from resonance_jax.evaluate.windows import Windowing
 
-    from resonance_jax import data, evaluate, interop, report
-    from resonance_jax.command.checkpoints import encodings_of, scale_note
-    from resonance_jax.parallel.mesh import make_mesh
-
+    for name in ("corpora", "encodings", "lengths"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name} must be at least one.")
     if config.parallel not in ("none", "pmap", "mesh"):
         raise ValueError(f'unknown --parallel {config.parallel!r}; expected "none", "pmap" or "mesh".')
-    mesh = make_mesh(data=-1) if config.parallel == "mesh" else None
-    devices = jax.local_device_count() if config.parallel != "none" else 1
-    device = jax.devices()[0]
-    print(f"device: {devices} x {device.device_kind}, {config.dtype}, jax {jax.__version__}")
-    tokenizer = data.tokenizer(config.tokenizer or next(iter(named.values())))
-    texts = {corpus: token_documents(config, corpus, tokenizer) for corpus in config.corpora}
-    results: Results = {corpus: {} for corpus in config.corpora}
-    encodings: dict[str, rope.RopeSpec] = {}
-    for name, path in named.items():
-        print(f"loading {name} from {path}")
-        lm = interop.load_hf(path, dtype=config.dtype, mesh=mesh)
-        interop.check_vocabulary(tokenizer.vocab_size, lm.config.vocab_size, path)
+    if config.min_tokens < 0:
+        raise ValueError(f"--min-tokens must be at least 0, got {config.min_tokens}.")
+    for length in config.lengths:
+        Windowing(config.protocol, config.stride, None, config.truncate).check(length)
+
+
+class Study:
+    """The checkpoints and the texts of a config, each text under each checkpoint's own tokenizer.
+
+    remarks: sentences on what a reader of the figures should know. left_out: documents without usable text.
+    """
+
+    def __init__(self, config: Config, checkpoints: Mapping[str, Checkpoint]):
+        from resonance_jax.command.checkpoints import encodings_of, tokenizer_of
+
+        self.config, self.checkpoints = config, checkpoints
+        self.remarks: list[str] = []
+        self.left_out = 0
+        self.tokenizers = {
+            name: tokenizer_of(checkpoint, config.tokenizer, config.bos)
+            for name, checkpoint in checkpoints.items()
+        }
         reach, asked = max(config.lengths), {"scale": config.scale, "train_length": config.train_length}
-        for label, spec in encodings_of(lm.rope, config.encodings, name, list(named), reach, **asked).items():
-            if note := scale_note(spec, lm.rope, config.scale, reach):
-                print(f"{label}: {note}")
-            encodings[label] = spec
-            for corpus, documents in texts.items():
-                store = evaluate.Store(folder / "nll" / slug(corpus) / slug(label))
-                with report.Progress(f"{label} on {corpus}: documents") as progress:
-                    results[corpus][label] = evaluate.sweep(
-                        lm,
-                        documents,
-                        spec,
-                        config.lengths,
-                        config.protocol,
-                        config.stride,
-                        tokenizer.bos_id,
-                        config.truncate,
-                        pmap=config.parallel == "pmap",
-                        progress=progress,
-                        store=store,
-                    )
-    write_results(folder, config, results, encodings)
+        self.encodings = {
+            name: encodings_of(c.rope, config.encodings, name, list(checkpoints), reach, **asked)
+            for name, c in checkpoints.items()
+        }
+        read = {
+            (corpus, name): self._documents(corpus, name) for corpus in config.corpora for name in checkpoints
+        }
+        self.documents = {place: selection.documents for place, selection in read.items()}
+        self._digests = {f"{corpus}, {name}": chosen.digest() for (corpus, name), chosen in read.items()}
 
+    def _documents(self, corpus: str, name: str) -> Selection:
+        """The documents that are scored, which are told of once for every tokenizer."""
+        from resonance_jax import data, evaluate
+        from resonance_jax.evaluate.windows import Windowing
 
-def token_documents(config: Config, corpus: str, tokenizer: data.Tokenizer) -> list[Ids]:
-    """Token ids of the first documents that are long enough."""
-    from resonance_jax import data, evaluate
+        c, tokenizer = self.config, self.tokenizers[name]
+        how = Windowing(c.protocol, c.stride, tokenizer.bos_id, c.truncate)
+        source = data.corpus(corpus, text_field=c.text_field, data_dir=c.data_dir).split(c.split)
+        skipped: list[data.LeftOut] = []
+        found = evaluate.first_documents(
+            source.documents(skipped.append),
+            tokenizer,
+            c.documents,
+            max(c.min_tokens, how.tokens_needed(max(c.lengths))),
+            self.checkpoints[name].config.vocab_size,
+        )
+        if not found.documents:
+            raise ValueError(
+                f"{corpus}: none of its {found.short} documents has the {found.min_tokens:,} tokens that are "
+                f"needed; give longer documents, or lower --lengths or --min-tokens."
+            )
+        first = name == next(iter(self.checkpoints))
+        if first and skipped:
+            self.left_out += len(skipped)
+            self.remarks.append(f"{corpus}: {len(skipped)} left out; the first: {skipped[0].reason}")
+        if first and (sentence := found.warning(c.documents, corpus)):
+            print(sentence)
+            self.remarks.append(sentence)
+        return found
 
-    source = data.corpus(corpus, text_field=config.text_field, data_dir=config.data_dir)
-    documents = evaluate.first_documents(
-        source.split(config.split), tokenizer, config.documents, config.min_tokens
-    )
-    if not documents:
-        raise ValueError(f"{corpus}: no document has {config.min_tokens} tokens; lower --min-tokens.")
-    return documents
+    def identity(self) -> dict:
+        """What the result depends on."""
+        from resonance_jax.command.checkpoints import checkpoint_identity
+
+        c = self.config
+        return {
+            "checkpoints": {
+                name: checkpoint_identity(checkpoint, self.tokenizers[name])
+                for name, checkpoint in self.checkpoints.items()
+            },
+            "encodings": {
+                label: spec.to_dict() for specs in self.encodings.values() for label, spec in specs.items()
+            },
+            "documents": self._digests,
+            "lengths": sorted(set(c.lengths)),
+            "protocol": [c.protocol, c.stride, c.truncate],
+            "dtype": c.dtype,
+        }
+
+    def result(self, folder: Path) -> dict:
+        """The figures of perplexity.json, computed where there are none of these inputs."""
+        identity = self.identity()
+        path = folder / "perplexity.json"
+        return kept_result(path, identity) or write_results(
+            folder, self.config, *self._scores(folder), identity
+        )
+
+    def _scores(self, folder: Path) -> tuple[Results, dict[str, rope.RopeSpec]]:
+        """Every checkpoint under its encodings on every corpus."""
+        import jax
+
+        from resonance_jax import evaluate, interop, report
+        from resonance_jax.command.checkpoints import scale_note
+        from resonance_jax.parallel.mesh import make_mesh
+
+        c = self.config
+        mesh = make_mesh(data=-1) if c.parallel == "mesh" else None
+        devices = jax.local_device_count() if c.parallel != "none" else 1
+        print(f"device: {devices} x {jax.devices()[0].device_kind}, {c.dtype}, jax {jax.__version__}")
+        results: Results = {corpus: {} for corpus in c.corpora}
+        encodings: dict[str, rope.RopeSpec] = {}
+        for name, checkpoint in self.checkpoints.items():
+            print(f"loading {name} from {checkpoint.path}")
+            lm = interop.load_hf(checkpoint.path, dtype=c.dtype, mesh=mesh)
+            for label, spec in self.encodings[name].items():
+                if note := scale_note(spec, checkpoint.rope, c.scale, max(c.lengths)):
+                    print(f"{label}: {note}")
+                encodings[label] = spec
+                for corpus in c.corpora:
+                    store = evaluate.Store(folder / "nll" / slug(corpus) / slug(label))
+                    with report.Progress(f"{label} on {corpus}: documents") as progress:
+                        results[corpus][label] = evaluate.sweep(
+                            lm,
+                            self.documents[corpus, name],
+                            spec,
+                            c.lengths,
+                            c.protocol,
+                            c.stride,
+                            self.tokenizers[name].bos_id,
+                            c.truncate,
+                            pmap=c.parallel == "pmap",
+                            progress=progress,
+                            store=store,
+                        )
+        return results, encodings
 
 
 def slug(text: str) -> str:
-    """A text as the name of a folder."""
-    return "".join(c if c.isalnum() else "-" for c in text).strip("-").lower()
+    """A text as the name of a folder, never that of another text: a few digits of its hash end it."""
+    plain = "".join(c if c.isalnum() else "-" for c in Path(text).name[-60:]).strip("-").lower()
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def write_results(
-    folder: Path, config: Config, results: Results, encodings: dict[str, rope.RopeSpec]
-) -> None:
+    folder: Path, config: Config, results: Results, encodings: dict[str, rope.RopeSpec], identity: dict
+) -> dict:
     """perplexity.csv and .png, positions.csv, and last perplexity.json, whose presence ends the run."""
     from resonance_jax import report, rope
 
@@ -137,7 +223,9 @@ def write_results(
     report.perplexity_panels(results, folder / "perplexity.png", train_length)
     write_text(folder / "perplexity.csv", report.csv_text(rows))
     write_text(folder / "positions.csv", report.csv_text(positions))
-    write_json(folder / "perplexity.json", {"table_lengths": lengths, "corpora": corpora})
+    result = {"table_lengths": lengths, "corpora": corpora}
+    keep_result(folder / "perplexity.json", identity, result)
+    return result
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ FAST_COMPILE = "--xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Annotations are promises: every call in these tests is held to its types and shapes. Before the package is
+# imported; commands run in subprocesses are not checked.
+from jaxtyping import install_import_hook
+
+install_import_hook("resonance_jax", "beartype.beartype")
+
 import jax
 import pytest
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    ("resonance_jax.files", "resonance_jax.settings"),
+    ("resonance_jax.files", "resonance_jax.digest", "resonance_jax.settings"),
     ("resonance_jax.rope",),
     ("resonance_jax.parallel",),
     ("resonance_jax.model",),

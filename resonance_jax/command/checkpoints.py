@@ -1,30 +1,63 @@
 """Checkpoints and encodings as a command line names them."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from resonance_jax import rope
+from resonance_jax.data.tokenizers import Tokenizer, tokenizer
+from resonance_jax.digest import Identity
+from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
 
 
-def named_checkpoints(entries: Sequence[str]) -> dict[str, str]:
-    """{name: directory} of entries NAME=PATH or PATH, whose name is the directory's.
+def split_entry(entry: str) -> tuple[str, str]:
+    """(name, path) of an entry NAME=PATH or PATH, whose name is then the last part of the path.
 
-    Raises ValueError when there are none, two share a name, or one is no directory.
+    What exists is a path, equals signs and all; otherwise the name ends at the first of them.
     """
-    named = {}
-    for entry in entries:
-        name, _, path = entry.rpartition("=")
-        named[name or Path(path).name] = path
+    name, given, path = entry.partition("=")
+    if not given or Path(entry).exists():
+        return Path(entry).resolve().name, entry
+    return name, path
+
+
+def named_checkpoints(entries: Sequence[str]) -> dict[str, Checkpoint]:
+    """The checkpoints of entries NAME=PATH or PATH by name, opened.
+
+    Raises ValueError when there are none, two share a name, or one cannot be opened.
+    """
+    named: dict[str, Checkpoint] = {}
+    for name, path in map(split_entry, entries):
+        if name in named:
+            raise ValueError(
+                f"two checkpoints share the name {name!r} among {', '.join(entries)}; use NAME=PATH."
+            )
+        try:
+            named[name] = open_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {name}: {error}") from None
     if not named:
         raise ValueError(
-            "no checkpoint to score; give --checkpoints PATH (or NAME=PATH), a Hugging Face directory."
+            "no checkpoint to score; give --checkpoints PATH (or NAME=PATH): a Hugging Face directory, a "
+            "GGUF file or the name of a packaged one."
         )
-    if len(named) < len(entries):
-        raise ValueError(f"two checkpoints share a name among {', '.join(entries)}; use NAME=PATH.")
-    for name, path in named.items():
-        if not Path(path).is_dir():
-            raise ValueError(f"checkpoint {name}: {path} is not a directory; expected one with config.json.")
     return named
+
+
+def tokenizer_of(checkpoint: Checkpoint, given: str | None, bos: str = "auto") -> Tokenizer:
+    """The tokenizer that a command was given by --tokenizer, or the checkpoint's own; bos: as --bos says."""
+    return checkpoint.tokenizer(bos=bos) if given is None else tokenizer(given, bos=bos)
+
+
+def checkpoint_identity(checkpoint: Checkpoint, tokens: Tokenizer) -> Identity:
+    """What a result depends on of a checkpoint: its weights, its shape, its encoding and its tokenizer."""
+    return {
+        "weights": checkpoint.weights_digest(),
+        "decoder": dataclasses.asdict(checkpoint.config),
+        "encoding": checkpoint.rope.to_dict(),
+        "tokenizer": tokens.fingerprint,
+        "bos": tokens.bos_id,
+    }
 
 
 def encodings_of(

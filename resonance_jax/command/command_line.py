@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from resonance_jax.command.exit_codes import guarded, leave_on_sigterm
+from resonance_jax.command.exit_codes import guarded
+from resonance_jax.command.signals import leave_on_signals
 
 Config = TypeVar("Config")
 
@@ -25,7 +26,7 @@ def main(
         description: what --help says first.
         preset_by_default: take the first preset when none is named.
     """
-    leave_on_sigterm()
+    leave_on_signals()
     import tyro
 
     from resonance_jax.command.prefixed_options import registry
@@ -38,11 +39,14 @@ def main(
             parsed = tyro.extras.overridable_config_cli(dict(config), description=description)
         else:
             parsed = tyro.cli(config, description=description)
-    code = guarded(run, parsed)
-    if code == 2:
-        # The writers of a checkpoint that failed may still be at work, and would print their own tracebacks
-        # while the interpreter shuts down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(guarded(run, parsed))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this code, at once where something went wrong: writers of a checkpoint that failed
+    may still be at work, and would print their own tracebacks while the interpreter shuts down."""
+    if code in (0, 1, 3):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

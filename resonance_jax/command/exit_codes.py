@@ -1,34 +1,24 @@
 """How a command ends: a mistake is told in one sentence, and the exit code says what happened.
 
-0: done. 1: it ran, and the verdict is no. 2: the user's input. 3: finished, with items left out. 130:
-interrupted, and the same command goes on.
+0: done. 1: it ran, and the verdict is no. 2: the user's input. 3: finished, with items left out. 70: a defect
+of ours, with a traceback. 130: interrupted, and the same command goes on.
 """
 
 import errno
 import logging
-import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from resonance_jax.command.signals import INTERRUPTED
+
 Config = TypeVar("Config")
 
-INTERRUPTED = "interrupted; run the same command again to go on."
 OURS = ("resonance_jax", "configs", "experiments")
 """Packages whose ValueErrors are sentences for the user."""
-
-
-def leave_on_sigterm() -> None:
-    """SIGTERM ends the command at once with code 130, where no training loop is there to save first."""
-
-    def leave(number: int, frame: object) -> None:
-        # Not an exception: one that is raised while Python collects garbage is lost.
-        os.write(sys.stderr.fileno(), f"\n{INTERRUPTED}\n".encode())
-        os._exit(130)
-
-    signal.signal(signal.SIGTERM, leave)
+DEFECT = 70
+"""What a traceback ends with (EX_SOFTWARE of sysexits.h), so that 1 always means a verdict."""
 
 
 def guarded(run: Callable[[Config], int | None], config: Config) -> int:
@@ -38,27 +28,32 @@ def guarded(run: Callable[[Config], int | None], config: Config) -> int:
     try:
         return run(config) or 0
     except KeyboardInterrupt:
-        print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return 130
+        return _say(f"\n{INTERRUPTED}", 130)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"\nerror: {error.strerror or error}{where}.", file=sys.stderr)
+        _say(f"\nerror: {error.strerror or error}{where}.", 2)
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            print("Free some disk space and run the same command again to go on.", file=sys.stderr)
+            _say("Free some disk space and run the same command again to go on.", 2)
         return 2
+    except MemoryError:
+        return _say("\nerror: the machine has too little memory for this; make it smaller.", 2)
     except (ValueError, FloatingPointError) as error:
-        if not _raised_by_us(error):
-            raise
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
+        return _say(f"\nerror: {error}", 2) if _raised_by_us(error) else _defect()
     except Exception as error:
         # Not imported at the top: train brings jax, and --help should not wait for it.
         from resonance_jax.train.loop import Interrupted
 
-        if not isinstance(error, Interrupted):
-            raise
-        print(f"\n{error}", file=sys.stderr)
-        return 130
+        return _say(f"\n{error}", 130) if isinstance(error, Interrupted) else _defect()
+
+
+def _say(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return code
+
+
+def _defect() -> int:
+    traceback.print_exc()
+    return _say("\nThis is a defect of resonance-jax, not of your input; please report it.", DEFECT)
 
 
 def _raised_by_us(error: BaseException) -> bool:

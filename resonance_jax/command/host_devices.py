@@ -2,6 +2,8 @@
 
 import os
 
+from resonance_jax.parallel.cores import usable_cores
+
 
 def use_every_core() -> None:
     """Make every CPU core a device, so that many runs are sharded over them.
@@ -14,4 +16,4 @@ def use_every_core() -> None:
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", usable_cores())

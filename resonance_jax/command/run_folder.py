@@ -3,30 +3,61 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from resonance_jax.command.options import Config, Dataclass, options_of
-from resonance_jax.files import as_path, is_remote, read_json, write_json
+from resonance_jax.command.run_lock import LOCK, hold
+from resonance_jax.files import FilePath, as_path, is_remote, read_json, write_json
+
+SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
+"""What lies in a run folder before anything was computed."""
 
 
-def open_run(study: str, config: Dataclass) -> Path:
+def open_run(study: str, config: Dataclass) -> FilePath:
     """The run folder: config.run_dir, or runs/STUDY-HASH. Its config.json must be this config.
 
-    Raises ValueError naming the options that differ when the folder belongs to another config.
+    The folder is this process's until it ends, however it ends. One in which nothing was computed yet (its
+    settings were refused, or it was stopped early) is taken over by another config.
+
+    Raises ValueError when the folder belongs to another config, naming the options that differ, and when
+    another process works in it.
     """
     folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
-    if path.exists():
-        stored = read_json(path)
-        differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
-        if differing:
+    if not is_remote(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, expected a run folder; choose another --run-dir.")
+        begun = [child.name for child in folder.iterdir()] if folder.exists() else []
+        if "config.json" not in begun and _computed(begun):
+            raise ValueError(f"{folder} is not empty and not a run folder; choose another --run-dir.")
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(folder)
+    stored = _stored(path)
+    if stored != asked:
+        if stored is not None and _computed(child.name for child in folder.iterdir()):
+            differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
             changes = ", ".join(f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} here" for k in differing)
             raise ValueError(f"{folder} holds a run of another config ({changes}); choose another --run-dir.")
-    else:
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and not a run folder; choose another --run-dir.")
         write_json(path, asked)
     return folder
+
+
+def _stored(path: FilePath) -> dict[str, object] | None:
+    """The config that a run folder was made with. Damage to it is told only where it matters."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except ValueError:
+        if _computed(child.name for child in path.parent.iterdir()):
+            raise
+        return None
+
+
+def _computed(names: Iterable[str]) -> bool:
+    """Whether something lies in a folder that a run computed (or that is no run's at all)."""
+    return any(name not in SET_UP and not name.endswith(".tmp") for name in names)
 
 
 def default_folder(study: str, config: Dataclass) -> Path:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from resonance_jax.data.files import lines
+from resonance_jax.data.content import lines
+from resonance_jax.data.records import line_record
+from resonance_jax.files import found_at, half_surrogate, of_kind
 
 MAX_NEW_TOKENS = 512
 WORDS_DROPPED_EACH_ROUND = 250
@@ -94,45 +96,63 @@ class Cut:
 def read(folder: str | Path, task: str) -> tuple[list[Question], list[str]]:
     """The questions in `folder`/`task`.jsonl, and a sentence for each document or question left out.
 
-    Fields of a record: `input` (the document), `instructions` and `outputs` (as many), `evaluation`.
+    Args:
+        folder: holds L-Eval's files. Fields of a record: `input` (the document), `instructions` and `outputs`
+            (as many), `evaluation`.
+        task: one of TASKS.
 
-    Raises ValueError if the task is unknown or its file is missing or cannot be read.
+    Raises:
+        ValueError: the task is unknown, or its file is missing or cannot be read to its end.
     """
     path = Path(folder) / f"{_known(task)}.jsonl"
-    if not path.is_file():
+    if found_at(path) == "missing":
         raise ValueError(f"There is no {path}: expected L-Eval's file of the task {task}.")
     questions, problems = [], []
     for number, line in enumerate(lines(path)):
         try:
-            document = _document(line.record(), line.where)
+            document = _document(line_record(line), line.where)
         except ValueError as error:
             problems.append(str(error))
             continue
-        asked = zip(document["instructions"], document["outputs"], strict=True)
-        for index, (instruction, answer) in enumerate(asked):
-            if instruction.strip() and answer.strip():
-                evaluation = document.get("evaluation", "exam")
-                id = f"{number}:{index}"
-                questions.append(Question(task, id, document["input"], instruction, answer, evaluation))
+        for index, (instruction, answer) in enumerate(document.asked):
+            where = f"Question {index} in {line.where}"
+            if not instruction.strip() or not answer.strip():
+                problems.append(f"{where} is empty or has an empty answer.")
+            elif half_surrogate(instruction + "\n" + answer) is not None:
+                problems.append(f"{where} or its answer holds half a surrogate pair.")
             else:
-                problems.append(f"Question {index} in {line.where} is empty or has an empty answer.")
+                id = f"{number}:{index}"
+                questions.append(Question(task, id, document.text, instruction, answer, document.evaluation))
     return questions, problems
 
 
-def _document(record: dict, where: str) -> dict:
-    for field, kind in (("input", str), ("instructions", list), ("outputs", list)):
-        if not isinstance(record.get(field), kind):
-            raise ValueError(f"The field {field!r} in {where} is missing or not a {kind.__name__}.")
-    if not record["input"].strip():
+@dataclass(frozen=True)
+class _Record:
+    """A record of a file: a document, and (instruction, answer) of each question about it."""
+
+    text: str
+    asked: list[tuple[str, str]]
+    evaluation: str
+
+
+def _document(record: dict[str, object], where: str) -> _Record:
+    field = lambda name: f"The field {name!r} in {where}"
+    text = of_kind(record.get("input"), str, field("input"))
+    if not text.strip():
         raise ValueError(f"The document in {where} is empty.")
-    if len(record["instructions"]) != len(record["outputs"]):
-        raise ValueError(
-            f"There are {len(record['instructions'])} instructions but {len(record['outputs'])} outputs "
-            f"in {where}."
-        )
-    if not all(isinstance(text, str) for text in record["instructions"] + record["outputs"]):
-        raise ValueError(f"An instruction or output in {where} is not a string.")
-    return record
+    if half_surrogate(text) is not None:
+        raise ValueError(f"The document in {where} holds half a surrogate pair.")
+    instructions, outputs = (
+        [
+            of_kind(entry, str, f"An entry of {name!r} in {where}")
+            for entry in of_kind(record.get(name), list, field(name))
+        ]
+        for name in ("instructions", "outputs")
+    )
+    if len(instructions) != len(outputs):
+        raise ValueError(f"There are {len(instructions)} instructions but {len(outputs)} outputs in {where}.")
+    evaluation = of_kind(record.get("evaluation", "exam"), str, field("evaluation"))
+    return _Record(text, list(zip(instructions, outputs, strict=True)), evaluation)
 
 
 def document_budget(context: str) -> int:
@@ -147,12 +167,19 @@ def document_budget(context: str) -> int:
 
 
 def cut(document: str, task: str, budget: int, count_tokens: Callable[[str], int]) -> Cut:
-    """The document, cut as L-Eval cuts it until count_tokens (BOS included) is at most `budget`.
+    """The document, cut as L-Eval cuts it until it has at most `budget` tokens.
 
     Each round keeps the first (CodeU: the last) budget - 250 * round *words*, split at single spaces, so a
     document usually ends up well below the budget.
 
-    Raises ValueError if dropping words cannot do it (a document almost without spaces).
+    Args:
+        document: its text.
+        task: one of TASKS.
+        budget: in tokens, as `document_budget` has it.
+        count_tokens: the tokens of a text, BOS included.
+
+    Raises:
+        ValueError: dropping words cannot do it (a document almost without spaces).
     """
     from_the_left = _known(task) == "codeU"
     before = tokens = count_tokens(document)
@@ -170,7 +197,13 @@ def cut(document: str, task: str, budget: int, count_tokens: Callable[[str], int
 
 
 def prompt(task: str, document: str, instruction: str) -> str:
-    """The whole prompt, without BOS. Braces in a document stay as they are."""
+    """The whole prompt, without BOS. Braces in a document stay as they are.
+
+    Args:
+        task: one of TASKS.
+        document: cut to its budget.
+        instruction: the question.
+    """
     kind = TASKS[_known(task)]
     frame = f"[INST]<<SYS>>\n{kind.system}\n<</SYS>>\n\n"
     if not kind.exam:
@@ -195,8 +228,14 @@ def with_fact(answer: str, fact: str) -> str:
     return f"{answer} [fact: {fact}]"
 
 
-def prediction_record(question: Question, prediction: str, model: str) -> dict:
-    """One line of L-Eval's `{task}.pred.jsonl`, as its own scorer reads it; the document is left out."""
+def prediction_record(question: Question, prediction: str, model: str) -> dict[str, str]:
+    """One line of L-Eval's `{task}.pred.jsonl`, as its own scorer reads it; the document is left out.
+
+    Args:
+        question: what was asked.
+        prediction: what the model answered.
+        model: names it; a part of the key of the prediction.
+    """
     return {
         "query": question.instruction,
         "gt": question.answer,

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Int, Int32
 
 TASKS = ("recursive", "cot", "semi_recursive")
 PROTOCOLS = ("release", "paper", "corrected")
@@ -31,10 +33,10 @@ IGNORED = -100
 
 
 class Split(NamedTuple):
-    """tokens: i32[B, T+1], [EOS] first. labels: the same, not shifted, -100 on [EOS] and the seed tokens."""
+    """tokens: [EOS] first. labels: the same, not shifted, -100 on [EOS] and the seed tokens."""
 
-    tokens: jax.Array
-    labels: jax.Array
+    tokens: Int32[Array, "B T+1"]
+    labels: Int32[Array, "B T+1"]
 
 
 class Ceiling(NamedTuple):
@@ -46,23 +48,31 @@ class Ceiling(NamedTuple):
 
 def sequences(
     task: str,
-    seeds: jax.Array,
+    seeds: Int[Array | np.ndarray, "*B order"],
     length: int,
     modulus: int = 17,
     far: int = 1,
     near: int = 3,
     hash: str = "sum",
-) -> jax.Array:
-    """i32[..., far + near] seeds -> i32[..., length] sequences, generated on the device; jit, vmap.
+) -> Int32[Array, "*B length"]:
+    """The sequences that grow from seed tokens, generated on the device; works under jit and vmap.
 
-    hash: "sum", (x_a + x_b + ...) mod modulus; or "permuted_sum", (P_0[x_a] + P_1[x_b] + ...) mod modulus
-    with a fixed permutation of the numbers for each argument. With these nothing cancels between two steps:
-    for 17 numbers the best rule of any kind from two of the 14 tokens before is right 9.3 % of the time
-    (chance 5.9 %). One permutation of the sum would not do: it can be undone, and for `recursive`
-    x_l = P[P^-1[x_{l-1}] + x_{l-1} - x_{l-5}] is as short as before.
+    Args:
+        task: one of TASKS: where the far tokens are.
+        seeds: the first far + near (the order) tokens of each sequence.
+        length: tokens per sequence, seeds included.
+        modulus: the tokens are the numbers 0 ... modulus - 1.
+        far: how many far tokens a token depends on.
+        near: how many of the tokens right before it.
+        hash: "sum", (x_a + x_b + ...) mod modulus; or "permuted_sum", (P_0[x_a] + P_1[x_b] + ...) mod modulus
+            with a fixed permutation of the numbers for each argument. With these nothing cancels between two
+            steps: for 17 numbers the best rule of any kind from two of the 14 tokens before is right 9.3 % of
+            the time (chance 5.9 %). One permutation of the sum would not do: it can be undone, and for
+            `recursive` x_l = P[P^-1[x_{l-1}] + x_{l-1} - x_{l-5}] is as short as before.
 
-    Raises ValueError for an unknown task or hash, a length that leaves nothing to generate, a modulus below 2
-    (below 4 for permuted_sum, where every permutation is affine or nearly), seeds of another shape or range.
+    Raises:
+        ValueError: an unknown task or hash, a length that leaves nothing to make, a modulus below 2 (below
+            4 for permuted_sum, where every permutation is affine or nearly), seeds of another shape or range.
     """
     order = _checked(task, modulus, far, near, hash)
     if length <= order:
@@ -71,11 +81,7 @@ def sequences(
         raise ValueError(
             f"PosGen seeds must be [B, far + near] = [B, {order}], not {list(jnp.shape(seeds))}."
         )
-    if (
-        not isinstance(seeds, jax.core.Tracer)
-        and np.size(seeds)
-        and not 0 <= np.min(seeds) <= np.max(seeds) < modulus
-    ):
+    if not isinstance(seeds, Tracer) and np.size(seeds) and not 0 <= np.min(seeds) <= np.max(seeds) < modulus:
         raise ValueError(
             f"PosGen seeds must be in 0 ... {modulus - 1}, not {np.min(seeds)} ... {np.max(seeds)}."
         )
@@ -83,7 +89,9 @@ def sequences(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
-def _generate(seeds, task, length, modulus, far, near, hash):
+def _generate(
+    seeds: Int32[Array, "*B order"], task: str, length: int, modulus: int, far: int, near: int, hash: str
+) -> Int32[Array, "*B length"]:
     order = far + near
     tokens = jnp.zeros(
         (length, *seeds.shape[:-1]), jnp.int32
@@ -91,7 +99,9 @@ def _generate(seeds, task, length, modulus, far, near, hash):
     tokens = tokens.at[:order].set(jnp.moveaxis(seeds, -1, 0))
     permutations = jnp.asarray(_permutations(modulus, order)) if hash == "permuted_sum" else None
 
-    def step(tokens, l):
+    def step(
+        tokens: Int32[Array, "length *B"], l: Int32[Array, ""]
+    ) -> tuple[Int32[Array, "length *B"], None]:
         first = {"recursive": l - order, "cot": jnp.zeros_like(l), "semi_recursive": (l - order) // 2}[task]
         far_tokens = jax.lax.dynamic_slice_in_dim(tokens, first, far)
         near_tokens = jax.lax.dynamic_slice_in_dim(tokens, l - near, near)
@@ -105,8 +115,8 @@ def _generate(seeds, task, length, modulus, far, near, hash):
     return jnp.moveaxis(tokens, 0, -1)
 
 
-def _permutations(modulus: int, order: int) -> np.ndarray:
-    """int32 [order, modulus]: fixed permutations, from raw random words: the same in every NumPy."""
+def _permutations(modulus: int, order: int) -> Int32[np.ndarray, "order modulus"]:
+    """Fixed permutations of the numbers, from raw random words: the same in every NumPy."""
     words = [np.random.Philox(np.random.SeedSequence([modulus, i])).random_raw(modulus) for i in range(order)]
     return np.argsort(words, axis=-1, kind="stable").astype(np.int32)
 
@@ -119,8 +129,8 @@ def seeds(
     far: int = 1,
     near: int = 3,
     seed: int = 0,
-) -> np.ndarray:
-    """int32 [B, far + near]: the seed tokens of one split ("train", "val", "test") under a protocol.
+) -> Int32[np.ndarray, "B order"]:
+    """The seed tokens (far + near, the order) of every sequence of one split, under a protocol.
 
     "release", as the published code: the strictly increasing tuples in lexicographic order (2,380 of them for
     17 numbers), cycled. train = rows 0 ... 9,999; val = rows 0 ... 999 and test = rows 1,000 ... 1,999 of the
@@ -131,7 +141,17 @@ def seeds(
     three splits are disjoint. "corrected" has the same data; it differs in training (see the study's
     configuration).
 
-    Raises ValueError if the protocol or split is unknown or there are not enough tuples.
+    Args:
+        protocol: one of PROTOCOLS.
+        split: "train", "val" or "test".
+        sizes: sequences in these three.
+        modulus: the tokens are the numbers 0 ... modulus - 1.
+        far: far tokens that a token depends on.
+        near: near tokens that it depends on.
+        seed: of the random draw.
+
+    Raises:
+        ValueError: the protocol or split is unknown, or there are not enough tuples.
     """
     order = _checked("cot", modulus, far, near, "sum")
     if protocol not in PROTOCOLS or split not in SPLITS:
@@ -172,9 +192,10 @@ def split(
     hash: str = "sum",
     seed: int = 0,
 ) -> Split:
-    """One split as the model sees it: [EOS] and train_length (train) or length (val, test) tokens a row.
+    """One split as the model sees it: [EOS] and train_length (train) or length (val, test) tokens per row.
 
-    Numbers are their own ids; the special tokens follow them ([EOS] = modulus + 4: 21 for 17 numbers).
+    Numbers are their own ids; the special tokens follow them ([EOS] = modulus + 4: 21 for 17 numbers). The
+    arguments and errors are those of `seeds` and `sequences`.
     """
     start = seeds(protocol, split, sizes, modulus, far, near, seed)
     numbers = sequences(task, start, train_length if split == "train" else length, modulus, far, near, hash)
@@ -188,8 +209,10 @@ def vocab_size(modulus: int = 17) -> int:
     return modulus + len(SPECIAL_TOKENS)
 
 
-def shortcut(task: str, tokens: jax.Array, modulus: int = 17, far: int = 1, near: int = 3) -> jax.Array:
-    """i32[..., T] sequences (without [EOS]) -> i32[..., T]: each token as two earlier tokens tell it.
+def shortcut(
+    task: str, tokens: Int[Array, "*B T"], modulus: int = 17, far: int = 1, near: int = 3
+) -> Int[Array, "*B T"]:
+    """Each token of sequences (without [EOS]) as two earlier tokens tell it.
 
     The difference of two successive modular sums cancels all but two tokens:
 
@@ -198,7 +221,7 @@ def shortcut(task: str, tokens: jax.Array, modulus: int = 17, far: int = 1, near
         semi_recursive        the same                         exact for odd l - n, chance otherwise
 
     so a model may solve `recursive` and `cot` without ever seeing a far token. -1 for l <= n, where the rule
-    says nothing.
+    says nothing. The arguments are those of `sequences`.
     """
     order = _checked(task, modulus, far, near, "sum")
     lag = 1 + (order if task == "recursive" else near)
@@ -220,7 +243,7 @@ def ceiling(
 
     98.43 % in distribution for `recursive` and `cot`, 52.94 % for `semi_recursive`, in the paper's setting.
     Only a model that uses far tokens, or has memorised the sequences, is above. "permuted_sum" has no
-    shortcut: chance.
+    shortcut: chance. The arguments are those of `split`.
     """
     order = _checked(task, modulus, far, near, hash)
     l = np.arange(order, length)

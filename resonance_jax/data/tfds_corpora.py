@@ -1,11 +1,17 @@
 """PG19, GovReport and SCROLLS from a directory that TensorFlow Datasets prepared, read without TensorFlow."""
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from resonance_jax.data.files import Document, Reader
+from resonance_jax.data.documents import Document, Item, LeftOut, Reader
+from resonance_jax.files import reason
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 # TFDS finds these two by name only after their module was imported, unless TensorFlow is installed.
 MODULES = {
@@ -18,21 +24,28 @@ ID_FIELDS = {"pg19": "book_id", "gov_report": "id", "scrolls": "pid"}
 
 
 def readers(name: str, data_dir: str | Path | None) -> tuple[Reader, dict[str, Reader]]:
-    """(all documents, documents by split) of a prepared dataset; "heldout" is its test split.
+    """(reader of all documents, readers by split) of a prepared dataset; "heldout" is its test split.
 
-    Document names are `split/identifier`. Nothing is downloaded: ValueError says what is missing and where.
+    Document names are `split/identifier`. Nothing is downloaded.
+
+    Args:
+        name: "pg19", "gov_report/<config>" or "scrolls/gov_report".
+        data_dir: where the prepared datasets are; None: TFDS's own place.
+
+    Raises:
+        ValueError: TFDS is not installed, has no such dataset, or it is not prepared there as array_record.
     """
     builder = _builder(name, data_dir)
     dataset = name.partition("/")[0]
     text_field = next(field for field in TEXT_FIELDS[dataset] if field in builder.info.features)
-    read = functools.partial(_documents, builder, text_field, ID_FIELDS[dataset])
-    splits = {split: functools.partial(read, split) for split in builder.info.splits}
+    read = functools.partial(_items, builder, text_field, ID_FIELDS[dataset])
+    splits: dict[str, Reader] = {split: functools.partial(read, split) for split in builder.info.splits}
     if "test" in splits:
         splits["heldout"] = splits["test"]
     return functools.partial(read, *builder.info.splits), splits
 
 
-def _builder(name: str, data_dir: str | Path | None):
+def _builder(name: str, data_dir: str | Path | None) -> "tfds.core.DatasetBuilder":
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -46,14 +59,16 @@ def _builder(name: str, data_dir: str | Path | None):
         if config not in configs:
             known = ", ".join(f"{dataset}/{known}" for known in configs)
             raise ValueError(f"There is no corpus {name!r}; TFDS has {known}.")
-    builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    with _damage_said(name):
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     if not builder.is_prepared():
         raise ValueError(
             f"The corpus {name} is not prepared at {builder.data_path}: prepare it once where TFDS has a "
             f"network (file_format='array_record') and point data_dir to it."
         )
     try:
-        builder.as_data_source()
+        with _damage_said(name):
+            builder.as_data_source()
     except NotImplementedError:
         raise ValueError(
             f"The copy of {name} at {builder.data_path} cannot be read without TensorFlow: prepare it with "
@@ -66,12 +81,43 @@ def _class_name(dataset: str) -> str:
     return "".join(word.capitalize() for word in dataset.split("_"))
 
 
-def _documents(builder, text_field: str, id_field: str, *splits: str) -> Iterator[Document]:
+def _items(
+    builder: "tfds.core.DatasetBuilder", text_field: str, id_field: str, *splits: str
+) -> Iterator[Item]:
+    with _damage_said(builder.info.full_name):
+        yield from _read(builder, text_field, id_field, *splits)
+
+
+def _read(
+    builder: "tfds.core.DatasetBuilder", text_field: str, id_field: str, *splits: str
+) -> Iterator[Item]:
+    sources = cast(Mapping[str, Iterable[Mapping[str, bytes | str | int | None]]], builder.as_data_source())
     for split in splits:
-        for record in builder.as_data_source(split=split):
-            yield Document(f"{split}/{_string(record[id_field])}", _string(record[text_field]))
+        for number, record in enumerate(sources[split]):
+            id, text = _string(record[id_field]), _string(record[text_field])
+            name = f"{split}/{number if id is None else id}"
+            if text:
+                yield Document(name, text)
+            else:
+                found = "null" if text is None else "empty"
+                yield LeftOut(name, f"The field {text_field!r} of record {number} of {split} is {found}.")
 
 
-def _string(value) -> str:
-    """TFDS gives text as bytes without TensorFlow, and identifiers as bytes or numbers."""
+def _string(value: bytes | str | int | None) -> str | None:
+    """TFDS gives text as bytes without TensorFlow, identifiers as bytes or numbers, and None for nothing."""
+    if value is None:
+        return None
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+@contextlib.contextmanager
+def _damage_said(name: str) -> Iterator[None]:
+    """What TFDS raises over damaged files, which can be anything, as one sentence of ours."""
+    try:
+        yield
+    except NotImplementedError:  # says that reading needs TensorFlow
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The prepared copy of {name} cannot be read ({reason(error)}): prepare it again."
+        ) from None

@@ -1,25 +1,32 @@
 """Tokenizers behind one face: bytes (embedded), tokenizer.json, and sentencepiece's tokenizer.model.
 
 None of them adds a special token, and text that spells one ("<s>") stays text: BOS and EOS are put where a
-protocol wants them, by their ids.
+protocol wants them, by their ids (data/ids.py).
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, Int32
 
-WELL_KNOWN = {"bos": ("<s>", "<|begin_of_text|>"), "eos": ("</s>", "<|end_of_text|>")}
+from resonance_jax.data import chat
+from resonance_jax.data.special_tokens import special_id
+from resonance_jax.files import found_at, half_surrogate
 
 
 class Tokenizer(ABC):
     """Text to token ids and back.
 
-    vocab_size counts every id, special ones included; bos_id and eos_id are None where there is none; pad_id
-    is eos_id where the file states no other. fingerprint tells two tokenizers (or their BOS and EOS) apart.
+    name: of the file, for people. fingerprint: tells apart tokenizers that make other ids, BOS and EOS
+    included. vocab_size: counts every id, added ones too; it may be larger than a model's embedding, so check
+    the ids that occur (`check_ids`).
+    bos_id: what this tokenizer puts in front of a text, which belongs in front of every window; None where
+    it puts nothing there. eos_id: ends a document; None where there is none. eos_ids: any of them ends an
+    answer; eos_id, if there is one, comes first. pad_id: eos_id where the files state no other.
+    chat_template: in Jinja's language, or None. special_tokens: "bos_token" … and their texts.
     """
 
     name: str
@@ -27,170 +34,113 @@ class Tokenizer(ABC):
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
+    eos_ids: tuple[int, ...]
     pad_id: int | None
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = {}
 
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """int32 [T], without special tokens."""
+    def encode(self, text: str, parse_special: bool = False) -> Int32[np.ndarray, "T"]:
+        """The ids of a text, without BOS and EOS.
+
+        Args:
+            text: any string.
+            parse_special: take a special token that the text spells for that token, as the text of a chat
+                template means it; otherwise it stays text.
+
+        Raises:
+            ValueError: the vocabulary cannot express the text.
+        """
 
     @abstractmethod
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special tokens leave no trace."""
+    def decode(self, ids: Sequence[int | np.integer] | Int[np.ndarray, "T"]) -> str:
+        """The text of the ids; special tokens, and ids that are no token, leave no trace."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation; encode it with `parse_special=True`, and add BOS by `with_bos`.
+
+        Args:
+            messages: {"role": "system" | "user" | "assistant" ..., "content": text} each.
+            add_generation_prompt: end with what opens the assistant's answer.
+
+        Raises:
+            ValueError: there is no chat template, jinja2 is missing, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError(f"The tokenizer {self.name} has no chat template: give plain prompts.")
+        return chat.render(
+            self.chat_template, messages, add_generation_prompt, self.special_tokens, self.name
+        )
 
 
-def tokenizer(
-    name_or_path: str | Path, *, bos: str | int | None = None, eos: str | int | None = None
-) -> Tokenizer:
+def tokenizer(name_or_path: str | Path, *, bos: str | int = "auto", eos: str | int = "auto") -> Tokenizer:
     """The tokenizer "bytes", or the one of a tokenizer.json, a tokenizer.model or a directory with one.
 
-    bos, eos: the special tokens, by name or id, where the files beside it do not say (tokenizer_config.json,
-    special_tokens_map.json, config.json, in this order) and they have no well-known name.
+    Args:
+        name_or_path: in a directory, tokenizer.json goes before tokenizer.model.
+        bos: "auto": what this tokenizer really puts in front, as transformers reads its files (of a
+            tokenizer.json what its post-processor adds; of a tokenizer.model BOS if add_bos_token is true, or
+            if there is no tokenizer_config.json). "none": nothing. Or a token by its text or id.
+        eos: "auto": the tokenizer's own, and for answers also those of generation_config.json or
+            config.json. "none", or a token by its text or id, which is then the only one.
 
-    Raises ValueError, in one sentence, if there is no such file or it cannot be read.
+    Raises:
+        ValueError: there is no such file, or it or a file beside it cannot be read, or has no such token.
     """
     if str(name_or_path) == "bytes":
-        if bos is not None or eos is not None:
-            raise ValueError(
-                "The tokenizer 'bytes' has its own BOS (256) and EOS (257): leave bos and eos out."
-            )
-        return Bytes()
+        return Bytes(bos, eos)
     path = Path(name_or_path)
-    if path.is_dir():
+    if str(name_or_path) and found_at(path) == "a folder":
         found = [path / file for file in ("tokenizer.json", "tokenizer.model") if (path / file).is_file()]
         if not found:
             raise ValueError(f"The directory {path} holds no tokenizer.json and no tokenizer.model.")
         path = found[0]
-    if not path.is_file():
+    if found_at(path) != "a file":
         raise ValueError(
             f"There is no tokenizer {str(name_or_path)!r}: expected 'bytes', a tokenizer.json, "
             "a tokenizer.model or a directory with one of them."
         )
-    return SentencePiece(path, bos, eos) if path.suffix == ".model" else TokenizerJson(path, bos, eos)
+    if path.suffix == ".model":
+        from resonance_jax.data.sentencepiece_model import SentencePiece
+
+        return SentencePiece(path, bos, eos)
+    from resonance_jax.data.tokenizer_json import TokenizerJson
+
+    return TokenizerJson(path, bos, eos)
 
 
 class Bytes(Tokenizer):
     """UTF-8 bytes as tokens: 0 ... 255 the bytes, 256 BOS, 257 EOS (also the padding)."""
 
-    name, vocab_size, bos_id, eos_id, pad_id = "bytes", 258, 256, 257, 257
-    fingerprint = hashlib.sha1(b"bytes 256 257").hexdigest()
+    name, vocab_size, pad_id = "bytes", 258, 257
 
-    def encode(self, text: str) -> np.ndarray:
+    def __init__(self, bos: str | int = "auto", eos: str | int = "auto"):
+        """The arguments are those of `tokenizer`; the two special tokens have ids only, no text."""
+        no_text = lambda text: None
+        self.bos_id = 256 if bos == "auto" else special_id(bos, "bos", no_text, self.vocab_size, "bytes")
+        self.eos_id = 257 if eos == "auto" else special_id(eos, "eos", no_text, self.vocab_size, "bytes")
+        self.eos_ids = () if self.eos_id is None else (self.eos_id,)
+        self.fingerprint = hashlib.sha1(f"bytes {self.bos_id} {self.eos_id}".encode()).hexdigest()
+
+    def encode(self, text: str, parse_special: bool = False) -> Int32[np.ndarray, "T"]:
+        """As `Tokenizer.encode`; no text spells BOS or EOS. ValueError if half a surrogate pair is in it."""
+        if (at := half_surrogate(text)) is not None:
+            raise ValueError(f"The text holds half a surrogate pair at character {at}, which has no bytes.")
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    def decode(self, ids: Sequence[int | np.integer] | Int[np.ndarray, "T"]) -> str:
         """The text; ids that are no byte are dropped, bytes that are not UTF-8 become U+FFFD."""
         ids = np.asarray(ids, np.int64)
         return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
-class TokenizerJson(Tokenizer):
-    """A Hugging Face tokenizer.json, by the `tokenizers` library; its post-processor is not run."""
+def fingerprint_of(path: Path, *facts: object) -> str:
+    """SHA-1 (hex) of a tokenizer's file and of whatever else decides the ids that it makes.
 
-    def __init__(self, path: Path, bos: str | int | None, eos: str | int | None):
-        import tokenizers
-
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer.json that `tokenizers` reads: {error}.") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        self.name = f"{path.resolve().parent.name}/{path.name}"
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self.bos_id, self.eos_id = (
-            _special_id(kind, given, path, self._tokenizer.token_to_id, self.vocab_size)
-            for kind, given in (("bos", bos), ("eos", eos))
-        )
-        stated = next(_stated("pad", path.parent, self._tokenizer.token_to_id, self.vocab_size), None)
-        self.pad_id = self.eos_id if stated is None else stated
-        self.fingerprint = _fingerprint(path, self.bos_id, self.eos_id)
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
-
-
-class SentencePiece(Tokenizer):
-    """A sentencepiece tokenizer.model (LLaMA 1 and 2, Mistral), which states its own BOS, EOS and padding."""
-
-    def __init__(self, path: Path, bos: str | int | None, eos: str | int | None):
-        try:
-            import sentencepiece
-        except ImportError:
-            raise ValueError(f"Reading {path} needs sentencepiece: pip install sentencepiece.") from None
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError):
-            raise ValueError(
-                f"{path} is not a sentencepiece model (Llama 3's tokenizer.model is a tiktoken file: "
-                "use its tokenizer.json)."
-            ) from None
-        pieces = self._processor
-        self.name = f"{path.resolve().parent.name}/{path.name}"
-        self.vocab_size = pieces.vocab_size()
-
-        def id_of(piece: str) -> int | None:
-            id = pieces.piece_to_id(piece)
-            return None if id == pieces.unk_id() and piece != pieces.id_to_piece(id) else id
-
-        given = {"bos": bos, "eos": eos}
-        stated = {"bos": pieces.bos_id(), "eos": pieces.eos_id()}
-        self.bos_id, self.eos_id = (
-            stated[kind]
-            if given[kind] is None and stated[kind] >= 0
-            else _special_id(kind, given[kind], path, id_of, self.vocab_size)
-            for kind in ("bos", "eos")
-        )
-        self.pad_id = pieces.pad_id() if pieces.pad_id() >= 0 else self.eos_id
-        self.fingerprint = _fingerprint(path, self.bos_id, self.eos_id)
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.array(self._processor.encode(text, out_type=int), np.int32)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._processor.decode(np.asarray(ids).tolist())
-
-
-def _special_id(kind: str, given: str | int | None, path: Path, id_of, vocab_size: int) -> int | None:
-    """The id that was given, or that the files beside `path` state, or the well-known token's, or None."""
-    if isinstance(given, str):
-        id = id_of(given)
-        if id is None:
-            raise ValueError(f"{path} has no token {given!r}, given as {kind}.")
-        return id
-    if given is not None:
-        if not 0 <= given < vocab_size:
-            raise ValueError(f"The {kind} id must be in 0 ... {vocab_size - 1}, not {given}.")
-        return given
-    stated = _stated(kind, path.parent, id_of, vocab_size)
-    known = (id for token in WELL_KNOWN[kind] if (id := id_of(token)) is not None)
-    return next(stated, next(known, None))
-
-
-def _stated(kind: str, folder: Path, id_of, vocab_size: int) -> Iterator[int]:
-    """The ids that the files beside a tokenizer state for a special token, in order of precedence."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _json(folder / file).get(f"{kind}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and (id := id_of(token)) is not None:
-            yield id
-    ids = _json(folder / "config.json").get(f"{kind}_token_id")
-    for id in ids if isinstance(ids, list) else [ids]:
-        if isinstance(id, int) and 0 <= id < vocab_size:
-            yield id
-
-
-def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-
-
-def _fingerprint(path: Path, bos_id: int | None, eos_id: int | None) -> str:
-    return hashlib.sha1(path.read_bytes() + f"{bos_id} {eos_id}".encode()).hexdigest()
+    Args:
+        path: the file.
+        facts: BOS, EOS, added tokens …, each with a repr that tells it from others.
+    """
+    return hashlib.sha1(path.read_bytes() + repr(facts).encode()).hexdigest()

@@ -1,222 +1,289 @@
-"""A memory-mapped file of tokens, and batches whose order depends on nothing but (seed, step).
+"""A memory-mapped file of tokens: the documents of a corpus, tokenized once into one flat array on disk.
 
-The documents of a corpus are tokenized once into one flat array on disk. Chunk i is a slice of it; the order
-of epoch e is a permutation made from (seed, e); so the state of a data pipeline is one integer, the step, and
-any process can read any rows of any batch.
+Its header carries a checksum over both, which every opening verifies: a byte that changed on the disk is
+found, never trained on.
 """
 
-import functools
 import hashlib
+import io
 import json
-import math
 import re
-import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
+from jaxtyping import Int, Int32, Int64
 
 from resonance_jax.data.corpora import Corpus
-from resonance_jax.data.files import Document
+from resonance_jax.data.documents import LeftOut
+from resonance_jax.data.ids import check_ids, document_ids, with_bos
 from resonance_jax.data.tokenizers import Tokenizer
+from resonance_jax.files import found_at, move, read_json, reason, remove_leftovers, scratch_file, write_json
 
-# rule: (BOS before, EOS after) each document
 RULES = {"bos_eos": (True, True), "bos": (True, False), "eos": (False, True), "none": (False, False)}
-FORMAT = 1
+"""rule: (BOS before, EOS after) each document"""
+FORMAT = 2
+NPY_HEADER_BYTES = 128
+REASONS_KEPT = 20
+REMEDY = "delete the .npy and the .json of that name to have them made anew"
+
+
+class Source(TypedDict):
+    """What a token file was made from: a name for people and the digest that tells it from others."""
+
+    name: str
+    fingerprint: str
+
+
+class Header(TypedDict):
+    """The facts of a token file. vocab_size None: not known, the corpus came tokenized.
+
+    largest: the largest id that occurs, in the document of that name. left_out: how many documents had no
+    text; reasons: the first sentences that say why.
+    """
+
+    format: int
+    corpus: Source
+    tokenizer: Source | None
+    rule: str
+    vocab_size: int | None
+    dtype: str
+    largest: tuple[int, str]
+    left_out: int
+    reasons: list[str]
+    offsets: list[int]
 
 
 class TokenFile:
     """A token file, opened memory-mapped: `PATH.npy` (uint16 or int32, flat) beside its header `PATH.json`.
 
-    tokens: [total] of all documents, concatenated; offsets: int64 [documents + 1], where each begins;
-    header: corpus and tokenizer (name and fingerprint), rule, vocab_size (None: not known).
-
-    Raises ValueError if a file is missing or the two do not belong together.
+    tokens: [total], of all documents, one after another; offsets: [documents + 1], where each begins.
     """
 
+    path: Path
+    header: Header
+    tokens: Int[np.ndarray, "total"]
+    offsets: Int64[np.ndarray, "documents+1"]
+
     def __init__(self, path: str | Path):
+        """
+        Args:
+            path: of either file, or without suffix.
+
+        Raises:
+            ValueError: a file is missing, or the two are not, to the last bit, what was written together.
+        """
         self.path = Path(path).with_suffix(".npy")
-        try:
-            self.header = json.loads(self.path.with_suffix(".json").read_text())
-            self.offsets = np.array(self.header.pop("offsets"), np.int64)
-            self.tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise ValueError(f"There is no token file {self.path}: {error.filename} is missing.") from None
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"The token file {self.path} cannot be read ({error}): delete it.") from error
-        if self.header["format"] != FORMAT or self.tokens.shape != (self.offsets[-1],):
-            raise ValueError(f"The token file {self.path} does not match its header: delete both.")
+        for file in (self.path, self.path.with_suffix(".json")):
+            if (found := found_at(file)) != "a file":
+                raise ValueError(f"There is no token file {self.path}: {file} is {found}.")
+        stored = read_json(self.path.with_suffix(".json"), dict, REMEDY)
+        if stored.get("format") != FORMAT:
+            raise ValueError(f"The token file {self.path} is of another version of this program: {REMEDY}.")
+        if stored.pop("checksum", None) != _checksum(self.path, stored):
+            raise ValueError(
+                f"The token file {self.path} is damaged, or its two files do not match: {REMEDY}."
+            )
+        self.header = cast(Header, stored)
+        self.offsets = np.array(self.header["offsets"], np.int64)
+        dtype, total = np.dtype(self.header["dtype"]), self.header["offsets"][-1]
+        empty = np.empty(0, dtype)  # which cannot be mapped
+        self.tokens = np.memmap(self.path, dtype, "r", NPY_HEADER_BYTES, (total,)) if total else empty
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def document(self, index: int) -> np.ndarray:
-        """int32 [T]: the tokens of one document, with the BOS and EOS of the rule."""
+    def document(self, index: int) -> Int32[np.ndarray, "T"]:
+        """The tokens of one document, with the BOS and EOS of the rule."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]].astype(np.int32)
+
+    def check_ids(self, vocab_size: int, vocabulary: str = "the model") -> None:
+        """Refuse tokens that a model's embedding does not have, which it would silently read as others.
+
+        Args:
+            vocab_size: rows of the embedding.
+            vocabulary: names it in the error sentence.
+
+        Raises:
+            ValueError: names the document, the id and the vocabulary.
+        """
+        id, document = self.header["largest"]
+        check_ids(np.asarray([id]), vocab_size, f"The document {document}", vocabulary)
 
 
 def token_file(
     corpus: Corpus,
     tokenizer: Tokenizer | None,
     cache_dir: str | Path,
-    rule: str = "bos_eos",
+    rule: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenFile:
-    """The token file of a corpus, from `cache_dir`, built there first if it is not there yet.
+    """The token file of a corpus, from `cache_dir`, built there first if it is not there or is damaged.
 
-    tokenizer: encodes every document that has a text; one that has only tokens is taken as it is. None takes
-    the documents' own tokens, with rule "none" (chunks that already hold their BOS and EOS).
-    rule: what stands around each document: "bos_eos", "bos", "eos" or "none".
-    progress: called with (documents, tokens) done, after each document, while building.
+    A file is found by the fingerprints of corpus and tokenizer and by the rule; a damaged one is built anew
+    with a warning. The corpus is read once: for its fingerprint where there may be a file of it, otherwise
+    while its tokens are written. The file gets its name when it is whole.
 
-    A file is found by the fingerprints of corpus and tokenizer and by the rule. It is written under a
-    temporary name, so an interrupted build leaves nothing that could be taken for a whole file.
+    Args:
+        corpus: its documents, in order.
+        tokenizer: encodes every document that has a text; one that has only ids is taken as it is. None takes
+            the documents' own ids, and the rule must be "none" (or "auto").
+        cache_dir: a folder for token files; what killed builds left in it is removed.
+        rule: what stands around each document: "bos_eos", "bos", "eos", "none", or "auto": the BOS that the
+            tokenizer puts in front, if any, and its EOS, if it has one. Ids that begin with BOS or end with
+            EOS get no second one.
+        progress: called with (documents, tokens) done, after each document, while building.
 
-    Raises ValueError if the rule needs a token that the tokenizer lacks, if a token is outside the vocabulary
-    or if the disk is full.
+    Raises:
+        ValueError: the rule needs a token that the tokenizer lacks, an id is outside the vocabulary, the
+            corpus cannot be read, or the disk is full.
     """
-    before, after = _special_tokens(tokenizer, rule)
-    header = {
-        "format": FORMAT,
-        "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
-        "tokenizer": tokenizer and {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
-        "rule": rule,
-        "vocab_size": tokenizer and tokenizer.vocab_size,
-    }
-    identity = [FORMAT, corpus.fingerprint, tokenizer and tokenizer.fingerprint, rule]
-    key = hashlib.sha1(json.dumps(identity).encode()).hexdigest()[:16]
-    path = Path(cache_dir) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', corpus.name)}-{key}.npy"
-    if path.exists() and path.with_suffix(".json").exists():
-        return TokenFile(path)
-
-    dtype = np.uint16 if tokenizer and tokenizer.vocab_size <= 1 << 16 else np.int32
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    rule = _resolved(rule, tokenizer)
+    folder = Path(cache_dir)
+    identity = json.dumps([FORMAT, tokenizer and tokenizer.fingerprint, rule])
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", corpus.name)[:100]
+    stem = f"{name}-{hashlib.sha1(identity.encode()).hexdigest()[:8]}"
+    may_be_there = corpus.was_read or any(folder.glob(f"{stem}-*.json"))
+    if may_be_there and (cached := _cached(folder, stem, corpus, tokenizer, rule)) is not None:
+        return cached
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            offsets = [0]
-            _write_header(file, dtype, 0)
-            for document in corpus:
-                tokens = np.concatenate([before, _encode(document, tokenizer), after])
-                file.write(tokens.astype(dtype).tobytes())
-                offsets.append(offsets[-1] + len(tokens))
+        return _build(folder, stem, corpus, tokenizer, rule, progress)
+    except OSError as error:
+        raise ValueError(f"The token file {folder / stem} cannot be written: {reason(error)}.") from error
+
+
+def _cached(
+    folder: Path, stem: str, corpus: Corpus, tokenizer: Tokenizer | None, rule: str
+) -> TokenFile | None:
+    path = _path(folder, stem, corpus)
+    if not path.exists() or not path.with_suffix(".json").exists():
+        return None  # never built, or killed between the two files
+    made_from = (corpus.fingerprint, tokenizer and tokenizer.fingerprint, rule)
+    try:
+        found = TokenFile(path)
+        theirs = found.header["tokenizer"]
+        if (
+            found.header["corpus"]["fingerprint"],
+            theirs and theirs["fingerprint"],
+            found.header["rule"],
+        ) != made_from:
+            raise ValueError(f"The token file {path} was made from other text, or in another way.")
+        return found
+    except ValueError as error:
+        warnings.warn(f"{error} It is built anew.")
+        return None
+
+
+def _path(folder: Path, stem: str, corpus: Corpus) -> Path:
+    return folder / f"{stem}-{corpus.fingerprint[:16]}.npy"
+
+
+def _build(
+    folder: Path,
+    stem: str,
+    corpus: Corpus,
+    tokenizer: Tokenizer | None,
+    rule: str,
+    progress: Callable[[int, int], None] | None,
+) -> TokenFile:
+    for pattern in (".*.tmp.npy", f".*.npy.{'[0-9a-f]' * 32}"):
+        remove_leftovers(folder, pattern)
+    dtype = np.dtype(np.uint16 if tokenizer and tokenizer.vocab_size <= 1 << 16 else np.int32)
+    left_out: list[LeftOut] = []
+    offsets, largest, digest = [0], (-1, ""), hashlib.sha256()
+    with scratch_file(folder, f"{stem}.npy") as temporary:
+        with temporary.open("r+b") as file:
+            file.write(_npy_header(dtype, 0))
+            for document in corpus.documents(left_out.append):
+                ids = _framed(document_ids(document, tokenizer), tokenizer, rule)
+                if len(ids) and ids.max() > largest[0]:
+                    largest = (int(ids.max()), document.name)
+                content = ids.astype(dtype).tobytes()
+                digest.update(content)
+                file.write(content)
+                offsets.append(offsets[-1] + len(ids))
                 if progress:
                     progress(len(offsets) - 1, offsets[-1])
             file.seek(0)
-            _write_header(file, dtype, offsets[-1])
-        temporary.rename(path)
-        temporary.write_text(json.dumps({**header, "offsets": offsets}))
-        temporary.rename(path.with_suffix(".json"))
-    except OSError as error:
-        raise ValueError(f"The token file {path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            file.write(_npy_header(dtype, offsets[-1]))
+        header: Header = {
+            "format": FORMAT,
+            "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+            "tokenizer": tokenizer and {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+            "rule": rule,
+            "vocab_size": tokenizer and tokenizer.vocab_size,
+            "dtype": dtype.name,
+            "largest": largest,
+            "left_out": len(left_out),
+            "reasons": [each.reason for each in left_out[:REASONS_KEPT]],
+            "offsets": offsets,
+        }
+        path = _path(folder, stem, corpus)
+        move(temporary, path)
+    checksum = _sealed(digest, _npy_header(dtype, offsets[-1]), header)
+    write_json(path.with_suffix(".json"), {**header, "checksum": checksum})
     return TokenFile(path)
 
 
-def _special_tokens(tokenizer: Tokenizer | None, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    if rule not in RULES:
-        raise ValueError(f"There is no rule {rule!r}; known are {', '.join(RULES)}.")
-    if tokenizer is None and rule != "none":
+def _npy_header(dtype: np.dtype, total: int) -> bytes:
+    """The first bytes of the .npy file; NumPy pads them, so that their number does not depend on `total`."""
+    stream = io.BytesIO()
+    facts = {"descr": dtype.str, "fortran_order": False, "shape": (total,)}
+    np.lib.format.write_array_header_1_0(stream, facts)
+    assert stream.tell() == NPY_HEADER_BYTES
+    return stream.getvalue()
+
+
+def _checksum(path: Path, header: Mapping[str, object]) -> str:
+    """The checksum that the header of the .npy file at `path` must have. ValueError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            first = file.read(NPY_HEADER_BYTES)
+            while content := file.read(1 << 24):
+                digest.update(content)
+    except OSError as error:
+        raise ValueError(f"The token file {path} cannot be read: {reason(error)}.") from None
+    return _sealed(digest, first, header)
+
+
+def _sealed(tokens: "hashlib._Hash", npy_header: bytes, header: Mapping[str, object]) -> str:
+    """SHA-256 (hex) of the tokens, of which `tokens` is the digest so far, the .npy header and the facts."""
+    tokens.update(npy_header)
+    tokens.update(json.dumps(header, sort_keys=True).encode())
+    return tokens.hexdigest()
+
+
+def _resolved(rule: str, tokenizer: Tokenizer | None) -> str:
+    """One of RULES: "auto" decided, a rule that the tokenizer cannot follow refused."""
+    if rule != "auto" and rule not in RULES:
+        raise ValueError(f"There is no rule {rule!r}; known are auto, {', '.join(RULES)}.")
+    if tokenizer is None:
+        if rule in ("auto", "none"):
+            return "none"
         raise ValueError(f"The rule {rule!r} needs a tokenizer: without one, the rule must be 'none'.")
-    parts = []
-    for wanted, kind in zip(RULES[rule], ("bos", "eos"), strict=True):
-        id = getattr(tokenizer, f"{kind}_id") if wanted else None
-        if wanted and id is None:
+    has = (tokenizer.bos_id is not None, tokenizer.eos_id is not None)
+    if rule == "auto":
+        return next(name for name, wants in RULES.items() if wants == has)
+    for wanted, there, kind in zip(RULES[rule], has, ("bos", "eos"), strict=True):
+        if wanted and not there:
+            verb = "put in front" if kind == "bos" else "have"
             raise ValueError(
                 f"The rule {rule!r} needs {kind.upper()}, which the tokenizer {tokenizer.name} does not "
-                f"have: name it ({kind}=...) or choose another rule."
+                f"{verb}: name it ({kind}=...), or choose the rule 'auto'."
             )
-        parts.append(np.array([] if id is None else [id], np.int32))
-    return parts[0], parts[1]
+    return rule
 
 
-def _encode(document: Document, tokenizer: Tokenizer | None) -> np.ndarray:
-    if tokenizer is not None and (document.text or document.tokens is None):
-        return tokenizer.encode(document.text)
-    if document.tokens is None:
-        raise ValueError(f"The document {document.name} is text: a tokenizer is needed.")
-    tokens = document.tokens
-    if tokenizer is not None and tokens.size and tokens.max() >= tokenizer.vocab_size:
-        raise ValueError(
-            f"The document {document.name} holds token {tokens.max()}, outside the vocabulary of "
-            f"{tokenizer.name} ({tokenizer.vocab_size}): it was tokenized by another tokenizer."
-        )
-    return tokens
-
-
-def _write_header(file, dtype: type, total: int) -> None:
-    # NumPy leaves room in a header for the first axis to grow: its length does not depend on `total`.
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (total,)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-class Batches:
-    """Batches of equal chunks of a token file: `batches[step]` is int32 [B, T], a pure function of the step.
-
-    Step s holds the chunks s·B ... s·B + B - 1 of the endless sequence epoch 0, epoch 1, ..., each epoch
-    being every chunk once in an order made from (seed, epoch). So a run resumes at any step, on any number
-    of processes: each reads its own `rows`.
-
-    length: T, tokens in a chunk. batch_size: B, over all processes.
-    mode: "split" cuts the tokens into chunks of T (the tail is left out); "truncate" takes the first T tokens
-    of every `source_chunk` tokens and leaves the rest, as the published fine-tuning does.
-
-    Raises ValueError if there are too few tokens for one chunk.
-    """
-
-    def __init__(
-        self,
-        token_file: TokenFile,
-        length: int,
-        batch_size: int,
-        seed: int,
-        mode: str = "split",
-        source_chunk: int = 65_536,
-    ):
-        if mode not in ("split", "truncate"):
-            raise ValueError(f"The mode of batches is 'split' or 'truncate', not {mode!r}.")
-        if length < 1 or batch_size < 1 or seed < 0:
-            raise ValueError(
-                f"Batches need length and batch_size >= 1 and seed >= 0, not {length}, {batch_size}, {seed}."
-            )
-        stride = length if mode == "split" else source_chunk
-        if length > stride:
-            raise ValueError(
-                f"Truncation to {length} tokens needs source chunks at least as long, not {stride}."
-            )
-        self.tokens, self.length, self.batch_size = token_file.tokens, length, batch_size
-        self.chunks = len(token_file) // stride
-        if not self.chunks:
-            raise ValueError(
-                f"{token_file.header['corpus']['name']} has {len(token_file)} tokens, fewer than one chunk "
-                f"of {stride}: use a shorter length or more text."
-            )
-        self._seed, self._stride = seed, stride
-        self._order = functools.lru_cache(maxsize=2)(self.order)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every chunk was seen: ceil(chunks / batch_size)."""
-        return math.ceil(self.chunks / self.batch_size)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """int64 [chunks]: the order of one epoch, made from raw 64-bit words: the same in every NumPy."""
-        words = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(self.chunks)
-        return np.argsort(words, kind="stable")
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        return self.rows(step, 0, self.batch_size)
-
-    def rows(self, step: int, start: int, stop: int) -> np.ndarray:
-        """int32 [stop - start, T]: rows start ... stop - 1 of the batch of one step."""
-        if step < 0 or not 0 <= start <= stop <= self.batch_size:
-            raise ValueError(
-                f"There are no rows {start} to {stop} of step {step} in batches of {self.batch_size}."
-            )
-        rows = np.empty((stop - start, self.length), np.int32)
-        for row in range(start, stop):
-            epoch, index = divmod(step * self.batch_size + row, self.chunks)
-            begin = self._order(epoch)[index] * self._stride
-            rows[row - start] = self.tokens[begin : begin + self.length]
-        return rows
+def _framed(ids: Int32[np.ndarray, "T"], tokenizer: Tokenizer | None, rule: str) -> Int32[np.ndarray, "U"]:
+    """The ids of a document with the BOS and EOS of the rule, each once."""
+    before, after = RULES[rule]
+    if tokenizer is None:
+        return ids
+    if before:
+        ids = with_bos(ids, tokenizer.bos_id)
+    if after and not (len(ids) and ids[-1] == tokenizer.eos_id):
+        ids = np.append(ids, np.int32(cast(int, tokenizer.eos_id)))
+    return ids

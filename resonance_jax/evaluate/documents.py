@@ -1,38 +1,85 @@
 """The documents that an evaluation scores, as token ids."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Integer
 
-from resonance_jax.data.files import Document
+from resonance_jax.data.documents import Document
+from resonance_jax.data.ids import check_ids, document_ids, without_bos
 from resonance_jax.data.tokenizers import Tokenizer
+from resonance_jax.digest import of_json
+from resonance_jax.evaluate.nll_store import document_digest
 
 Ids = Integer[np.ndarray, "_"]
 """The token ids of one document, without special tokens."""
 
 
-def token_ids(document: Document, tokenizer: Tokenizer) -> Ids:
-    """The ids that a document came with, or else those of its text."""
-    return tokenizer.encode(document.text) if document.tokens is None else document.tokens
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The documents of a corpus that are scored. short: how many were passed over because they are shorter
+    than min_tokens."""
+
+    documents: tuple[Ids, ...]
+    short: int
+    min_tokens: int
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over all their ids."""
+        return of_json([document_digest(ids) for ids in self.documents])
+
+    def warning(self, asked: int, corpus: str) -> str | None:
+        """A sentence where fewer were found than asked for, or a single one, which leaves no interval."""
+        found = len(self.documents)
+        passed = f" ({self.short} are shorter than {self.min_tokens:,} tokens)" if self.short else ""
+        if found == 1:
+            return f"{corpus}: one document{passed}: no interval, no verdict."
+        return f"{corpus}: {found} documents of the {asked} asked for{passed}." if found < asked else None
 
 
 def first_documents(
-    documents: Iterable[Document], tokenizer: Tokenizer, count: int, min_tokens: int = 0
-) -> list[Ids]:
-    """The first `count` documents that have at least min_tokens tokens; fewer where there are no more."""
-    found = []
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    count: int,
+    min_tokens: int = 0,
+    vocab_size: int | None = None,
+) -> Selection:
+    """The first `count` documents that have at least min_tokens tokens; fewer where there are no more.
+
+    Args:
+        documents: in order.
+        tokenizer: encodes texts; of ids that begin with its BOS, that is taken off, because every window puts
+            one in front.
+        count: how many; at least 1.
+        min_tokens: shorter documents are passed over.
+        vocab_size: rows of the model's embedding; an id beyond it is refused.
+
+    Raises:
+        ValueError: an id outside the vocabulary, naming the document; a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"--documents must be at least 1, got {count}.")
+    found, short = [], 0
     for document in documents:
-        tokens = token_ids(document, tokenizer)
-        if len(tokens) >= min_tokens:
-            found.append(tokens)
+        ids = without_bos(document_ids(document, tokenizer), tokenizer.bos_id)
+        if vocab_size is not None:
+            check_ids(ids, vocab_size, f"The document {document.name}")
+        if len(ids) < max(1, min_tokens):
+            short += 1
+            continue
+        found.append(ids)
         if len(found) == count:
             break
-    return found
+    return Selection(tuple(found), short, min_tokens)
 
 
 def cut_pieces(
-    documents: Iterable[Document], tokenizer: Tokenizer, size: int, per_document: int, count: int
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    size: int,
+    per_document: int,
+    count: int,
 ) -> tuple[list[Ids], list[int]]:
     """Pieces of exactly `size` tokens, and the number of the document that each was cut from.
 
@@ -48,7 +95,7 @@ def cut_pieces(
     """
     pieces: list[Ids] = []
     owners: list[int] = []
-    for number, tokens in enumerate(first_documents(documents, tokenizer, count, size)):
+    for number, tokens in enumerate(first_documents(documents, tokenizer, count, size).documents):
         cut = min(per_document, len(tokens) // size)
         pieces += [tokens[i * size : (i + 1) * size] for i in range(cut)]
         owners += [number] * cut

@@ -11,7 +11,7 @@ from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.data.prompts import prompt_ids
+from resonance_jax.data.ids import prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder

@@ -13,7 +13,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Decoder, Params, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import sharding
-from resonance_jax.parallel.pmap import over_devices
+from resonance_jax.parallel.pmap import over_devices, replicate
 
 TOKENS_PER_BATCH = 8192
 """Tokens that go through a decoder at once: enough to keep a device busy."""
@@ -75,6 +75,7 @@ def batched_nll(
         the number of the first window of a batch, and the NLLs of its windows.
     """
     devices = jax.local_device_count() if pmap else lm.mesh.size if lm.mesh is not None else 1
+    params = replicate(lm.params) if pmap else lm.params
     most = max(1, tokens_per_batch // windows.shape[1]) * devices
     start = 0
     while start < len(windows):
@@ -82,6 +83,6 @@ def batched_nll(
         rows = min(most, devices * (1 << max(0, -(-left // devices) - 1).bit_length()))
         index = np.minimum(np.arange(start, start + rows), len(windows) - 1)
         batch = windows[index]
-        values = _nll_by_pmap(lm.config)(lm.params, batch, freqs) if pmap else token_nll(lm, batch, freqs)
+        values = _nll_by_pmap(lm.config)(params, batch, freqs) if pmap else token_nll(lm, batch, freqs)
         yield start, np.asarray(values)[:left]
         start += rows

@@ -1,41 +1,103 @@
-"""The documents that an evaluation has finished, kept on disk so that a stopped one goes on."""
+"""The documents that an evaluation has finished, kept on disk so that a stopped one goes on.
 
+Every file states the identity of what made it and a checksum of what it holds. What other weights, another
+table or another text made, and what is damaged, is computed anew.
+"""
+
+import hashlib
 import json
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from resonance_jax.digest import Identity, differing, of_arrays
 from resonance_jax.evaluate.perplexity_result import Perplexity
 from resonance_jax.files import atomic
 
 _FACTS = ("protocol", "length", "stride", "bos_id")
 _ARRAYS = ("nll", "scored", "document", "position_nll", "position_scored")
 
+Results = dict[int, Perplexity]
+"""{length: the result of one document}."""
+
 
 class Store:
-    """Finished documents in a folder, one .npz each: {length: Perplexity} of that document.
+    """Finished documents in a folder, one .npz each. A file is there whole or not at all.
 
-    A file is there whole or not at all. A folder belongs to one checkpoint, encoding, corpus and protocol.
+    evaluate.sweep says what a result belongs to; the folder's name and its place mean nothing.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._told: set[str] = set()
 
-    def get(self, index: int) -> dict[int, Perplexity] | None:
-        """The results of document number `index`, None when they are not there."""
-        path = self.folder / f"{index:06d}.npz"
+    def get(self, index: int, identity: Identity) -> Results | None:
+        """The results of document number `index`, None where there are none that this identity made.
+
+        Args:
+            index: the number of the document.
+            identity: of everything that the result depends on.
+        """
+        path = self._path(index)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            facts = json.loads(str(file["facts"]))
+        try:
+            facts, arrays = _read(path)
+            stated, kept = facts["identity"], facts["results"]
+            if of_arrays(arrays) != facts["sha256"]:
+                raise ValueError("its checksum differs")
+            changed = differing(stated, identity)
+            if changed:
+                self._tell(f"{self.folder}: kept results are of another {', '.join(changed)}")
+                return None
             return {
-                fact["length"]: Perplexity(**fact, **{a: file[f"{fact['length']}/{a}"] for a in _ARRAYS})
-                for fact in facts
+                fact["length"]: Perplexity(
+                    **fact, **{name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
+                )
+                for fact in kept
             }
+        # A damaged archive fails in many ways, all of which mean that it has to be made again.
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OSError,
+            EOFError,
+            zipfile.BadZipFile,
+        ) as error:
+            self._tell(f"{path} is damaged ({str(error) or type(error).__name__})")
+            return None
 
-    def put(self, index: int, results: dict[int, Perplexity]) -> None:
-        """Keep the results of document number `index`."""
-        facts = [{name: getattr(r, name) for name in _FACTS} for r in results.values()]
+    def put(self, index: int, identity: Identity, results: Results) -> None:
+        """Keep the results of document number `index`; arguments as get's."""
         arrays = {f"{n}/{name}": getattr(r, name) for n, r in results.items() for name in _ARRAYS}
-        with atomic(self.folder / f"{index:06d}.npz") as temporary:
+        facts = {
+            "identity": identity,
+            "results": [{name: getattr(r, name) for name in _FACTS} for r in results.values()],
+            "sha256": of_arrays(arrays),
+        }
+        with atomic(self._path(index)) as temporary:
             np.savez(temporary, facts=np.array(json.dumps(facts)), **arrays)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.npz"
+
+    def _tell(self, what: str) -> None:
+        """Say once per reason that something is computed anew."""
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(f"{what}: computed anew.")
+
+
+def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "facts"}
+        return json.loads(str(file["facts"])), arrays
+
+
+def document_digest(tokens: np.ndarray) -> str:
+    """SHA-256 (hex) of a document's token ids."""
+    return hashlib.sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from resonance_jax import generate, rope
-from resonance_jax.data.prompts import prompt_ids
+from resonance_jax.data.ids import prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.binomial import wilson
 from resonance_jax.model import Decoder

@@ -6,15 +6,19 @@ evaluate.windows says what the named protocols score, evaluate.perplexity_result
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float, Integer
 
 from resonance_jax import rope
+from resonance_jax.digest import Identity
 from resonance_jax.evaluate.nll import TOKENS_PER_BATCH, batched_nll
-from resonance_jax.evaluate.nll_store import Store
+from resonance_jax.evaluate.nll_store import Store, document_digest
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
+from resonance_jax.model.digest import weights_digest
+from resonance_jax.parallel.pmap import replicate
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
 """Token ids of each document, without special tokens."""
@@ -29,6 +33,10 @@ class _Document:
     index: int
     tokens: Integer[np.ndarray, "_"]
     group: int
+
+    def identity(self) -> Identity:
+        """What of a result depends on the document."""
+        return {"document": document_digest(self.tokens), "group": int(self.group)}
 
 
 def perplexity(
@@ -105,16 +113,23 @@ def sweep(
     for length in lengths:
         how.check(length)
     kept = _long_enough(list(documents), how, lengths[-1], groups)
+    if pmap:
+        lm = lm.replace_params(replicate(lm.params))  # here, or every document would copy the weights
     # With one window per document, a shorter context is a prefix of a longer one.
     at_once = (protocol == "prefix" or truncate) and not spec.dynamic
     passes = [lengths] if at_once else [[length] for length in lengths]
     tables = [rope.frequencies(spec, length=some[-1]) for some in passes]
+    made_by = None if store is None else _identity(lm, tables, passes, how)
     results: list[dict[int, Perplexity]] = []
     # As many documents together as fill a batch of the longest windows, so that few are lost to a kill.
     together = max(1, TOKENS_PER_BATCH // lengths[-1]) if protocol == "prefix" else 1
     for start in range(0, len(kept), together):
         part = kept[start : start + together]
-        stored = [None if store is None else store.get(document.index) for document in part]
+        identities = [{**(made_by or {}), **document.identity()} for document in part]
+        stored = [
+            None if store is None else store.get(document.index, identity)
+            for document, identity in zip(part, identities, strict=True)
+        ]
         known = [result for result in stored if result is not None]
         if len(known) < len(part):
             known = [{} for _ in part]
@@ -122,12 +137,27 @@ def sweep(
                 for mine, more in zip(known, _score(lm, part, freqs, some, how, pmap), strict=True):
                     mine.update(more)
             if store is not None:
-                for document, result in zip(part, known, strict=True):
-                    store.put(document.index, result)
+                for document, identity, result in zip(part, identities, known, strict=True):
+                    store.put(document.index, identity, result)
         results += known
         if progress is not None:
             progress(len(results), len(kept))
     return {length: merge([r[length] for r in results]) for length in lengths}
+
+
+def _identity(
+    lm: Decoder, tables: Sequence[rope.Frequencies], passes: Sequence[Sequence[int]], how: Windowing
+) -> Identity:
+    """Everything that a document's results depend on beside the document itself."""
+    return {
+        "weights": weights_digest(lm.params),
+        "decoder": dataclasses.asdict(lm.config),
+        "encoding": [[rope.fingerprint(table), np.asarray(table.wavelength).tolist()] for table in tables],
+        "lengths": [list(some) for some in passes],
+        "protocol": dataclasses.asdict(how),
+        "platform": jax.default_backend(),
+        "precision": str(jax.config.jax_default_matmul_precision),
+    }
 
 
 def _long_enough(

@@ -2,9 +2,13 @@
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Integer
 
 from resonance_jax import rope
 from resonance_jax.model import DecoderConfig
@@ -26,17 +30,20 @@ AXES = ("layers", "batch", "kv_heads", None, None)
 class Cache:
     """Keys and values of every layer, for as many tokens as each row holds; a pytree.
 
-    keys:    [L, B, K, S, H], rotated under `freqs`; slot s is position s
-    values:  [L, B, K, S, H]
-    lengths: i32[B], tokens held by each row; what lies in later slots is never read
-    freqs:   the table that the keys were rotated under: the only one that new tokens can attend under
-    layout:  which dims make a pair (rope.rotate)
-    fresh:   whether nothing is held yet, known when compiling: attention is then that of a plain forward
+    Attributes:
+        keys: rotated under `freqs`; slot s is position s.
+        values: in the same slots.
+        lengths: int32, tokens held by each row; what lies in later slots is never read.
+        freqs: the table that the keys were rotated under, the only one that new tokens can attend under.
+        layout: which dims make a pair (rope.rotate).
+        fresh: whether nothing is held yet, known when compiling: attention is then that of a plain forward.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    lengths: jax.Array
+    __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shapes
+
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
+    lengths: Int[Array, "B"]
     freqs: rope.Frequencies
     layout: str
     fresh: bool
@@ -52,21 +59,28 @@ class Cache:
         For a conversation that outgrows the length its table was declared for. Each key is turned back by
         its exact phase under the old table and forward under the new one, attention factors included, in
         promote_types(float32, dtype): the keys of the first layer are those of a prefill under the new
-        table, to that precision; keys stored in bfloat16 are rounded once more. Deeper layers' keys and
-        values were computed from what earlier layers attended to under the old table, and stay so, just as
-        in a cache that keeps keys unrotated (YaRN, Peng et al. 2023, section 3.3); only a new `prefill`
-        computes them again. Raises ValueError when the table rotates more dims than a head has. Pure.
+        table, to that precision; keys stored in bfloat16 are rounded once more. The keys and values of deeper
+        layers were computed from what earlier layers attended to under the old table. They keep that, as in
+        a cache of unrotated keys (YaRN, Peng et al. 2023, section 3.3); only a new `prefill` computes them
+        again. Pure. Raises ValueError when the table rotates more dims than a head has.
         """
         rotated, head = 2 * freqs.step.shape[0], self.keys.shape[-1]
         if rotated > head:
             raise ValueError(f"the encoding rotates {rotated} dims, but the cache's heads have {head}.")
         return dataclasses.replace(self, keys=_turned(self.keys, self.freqs, freqs, self.layout), freqs=freqs)
 
-    def check(self, config: DecoderConfig, tokens: jax.Array, freqs: rope.Frequencies) -> None:
-        """Raise ValueError unless it can take these tokens [B, T] under this table.
+    def check(
+        self, config: DecoderConfig, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Frequencies
+    ) -> None:
+        """Raise ValueError unless the cache can take these tokens under this table.
 
-        Where tables or lengths are tracers their values cannot be checked: then the cache's own table is
-        used, and a row that outgrows the cache gives NaN.
+        Tracers have no values to check. Under jit the cache's own table is used, and a row that outgrows the
+        cache gives NaN.
+
+        Args:
+            config: the decoder.
+            tokens: that come next in each row.
+            freqs: the table that they are meant to attend under.
         """
         B, T = tokens.shape
         wanted = (config.n_layers, B, config.n_kv_heads, self.capacity, config.head_dim)
@@ -77,50 +91,68 @@ class Cache:
                 f"{config.rope_layout!r}."
             )
         leaves = jax.tree.leaves((self.freqs, freqs))
-        if not any(isinstance(x, jax.core.Tracer) for x in leaves) and not rope.same(self.freqs, freqs):
+        if not any(isinstance(x, Tracer) for x in leaves) and not rope.same(self.freqs, freqs):
             raise ValueError(
                 "the keys in this cache were rotated under another table; turn them with "
                 "cache.rotate_to(freqs), or go on under cache.freqs."
             )
-        held = 0 if isinstance(self.lengths, jax.core.Tracer) else int(self.lengths.max())
+        held = 0 if isinstance(self.lengths, Tracer) else int(self.lengths.max())
         if held + T > self.capacity:
             raise ValueError(
                 f"a row holds {held} tokens and would take {T} more, but the cache has room for "
                 f"{self.capacity}; make it with a larger capacity."
             )
 
-    def positions(self, count: int) -> jax.Array:
-        """Of the next `count` tokens: i32[count] when nothing is held yet, or i32[B, count]."""
+    def positions(self, count: int) -> Int[Array, "*rows {count}"]:
+        """Positions of the next `count` tokens: [count] when nothing is held yet, or [B, count]."""
         after = jnp.arange(count, dtype=jnp.int32)
         return after if self.fresh else self.lengths[:, None] + after[None]
 
     def attend(
-        self, layer: jax.Array, q, k, v, *, window: int | None, scale: float | None, kernel: str
-    ) -> tuple[jax.Array, "Cache"]:
+        self,
+        layer: Int[Array, ""],
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        *,
+        window: int | None,
+        scale: float | None,
+        kernel: str,
+    ) -> tuple[Float[Array, "B T N H"], "Cache"]:
         """Write the new keys and values of one layer, then attend over all it holds.
 
-        q [B, T, N, H], k and v [B, T, K, H] -> [B, T, N, H] and the cache with them in it. NaN for rows that
-        have no room for them. kernel: of the attention when nothing was held yet.
+        Args:
+            layer: which layer.
+            q, k, v: of the new tokens.
+            window, scale: as for model.attention.
+            kernel: as for model.attention, used when nothing was held yet.
+
+        Returns:
+            What each query attends to, NaN in rows that have no room for the new tokens, and the cache with
+            them in it.
         """
         if self.fresh:
             out = attention(q, k, v, window=window, scale=scale, kernel=kernel)
             return out, self._written(layer, k, v)
         cache = self._written(layer, k, v)
-        scale = q.shape[3] ** -0.5 if scale is None else scale
-        options = dict(window=window, scale=scale)
-        out = cached_attention(q, cache.keys, cache.values, layer, self.lengths, **options)
+        factor: float = q.shape[3] ** -0.5 if scale is None else scale
+        out = cached_attention(q, cache.keys, cache.values, layer, self.lengths, window=window, scale=factor)
         room = (self.lengths + q.shape[1] <= self.capacity)[:, None, None, None]
         return jnp.where(room, out, jnp.nan), cache
 
     def advanced(self, count: int) -> "Cache":
-        """The cache once every layer has taken `count` tokens more in every row."""
+        """The cache once every layer has taken `count` more tokens in every row."""
         return dataclasses.replace(self, lengths=self.lengths + count, fresh=False)
 
-    def _written(self, layer: jax.Array, k, v) -> "Cache":
-        """With k and v [B, T, K, H] in the slots of one layer that come next in each row."""
+    def _written(
+        self, layer: Int[Array, ""], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+    ) -> "Cache":
+        """The cache with k and v in the slots of one layer that come next in each row."""
         B, T = k.shape[:2]
 
-        def write(stack, new):
+        def write(
+            stack: Float[Array, "L B K S H"], new: Float[Array, "B T K H"]
+        ) -> Float[Array, "L B K S H"]:
             new = new.astype(stack.dtype)
             if self.fresh:
                 first = (layer, *[jnp.zeros_like(layer)] * 4)
@@ -134,15 +166,17 @@ class Cache:
 
 
 @partial(jax.jit, static_argnames="layout")
-def _turned(stack: jax.Array, before: rope.Frequencies, after: rope.Frequencies, layout: str) -> jax.Array:
-    """Keys [L, B, K, S, H] rotated under one table, as if under another."""
+def _turned(
+    stack: Float[Array, "L B K S H"], before: rope.Frequencies, after: rope.Frequencies, layout: str
+) -> Float[Array, "L B K S H"]:
+    """Keys that were rotated under one table, as if they had been rotated under another."""
     wide = jnp.promote_types(jnp.float32, stack.dtype)
     positions = jnp.arange(stack.shape[3], dtype=jnp.int32)
     factor = jnp.asarray(before.attention_factor).astype(wide)
     back_cos, back_sin = (x / factor**2 for x in rope.cos_sin(before, positions, wide))
     cos, sin = rope.cos_sin(after, positions, wide)
 
-    def turn(keys):  # one layer's
+    def turn(keys: Float[Array, "B K S H"]) -> Float[Array, "B K S H"]:  # one layer's
         keys = keys.swapaxes(1, 2).astype(wide)  # time before heads
         keys = rope.rotate(keys, back_cos, -back_sin, layout)
         return rope.rotate(keys, cos, sin, layout).swapaxes(1, 2).astype(stack.dtype)
@@ -153,9 +187,17 @@ def _turned(stack: jax.Array, before: rope.Frequencies, after: rope.Frequencies,
 def empty(
     config: DecoderConfig, batch: int, capacity: int, freqs: rope.Frequencies, dtype: str | None = None
 ) -> Cache:
-    """A cache of `batch` rows that holds nothing and has room for `capacity` tokens a row.
+    """A cache that holds nothing yet. Pure.
 
-    dtype: of keys and values, by default the config's. Pure. Raises ValueError for sizes below 1.
+    Args:
+        config: the decoder that it is for.
+        batch: how many rows it has.
+        capacity: how many tokens each row has room for.
+        freqs: the table that its keys will be rotated under.
+        dtype: of keys and values, by default the config's.
+
+    Raises:
+        ValueError: fewer than one row, or room for fewer than one token.
     """
     if batch < 1 or capacity < 1:
         raise ValueError(f"a cache has at least 1 row and room for 1 token, got {batch} and {capacity}.")

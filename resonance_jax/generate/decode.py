@@ -4,42 +4,56 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from resonance_jax import rope
 from resonance_jax.generate.cache import Cache, empty
 from resonance_jax.generate.sampling import Sampling, next_tokens
-from resonance_jax.generate.stopping import Row
+from resonance_jax.generate.stopping import Reason, Row
 from resonance_jax.model import Decoder, DecoderConfig, hidden_states
-from resonance_jax.model.decoder import Params, logits
+from resonance_jax.model.decoder import Weights, logits
 from resonance_jax.parallel.mesh import automatic_axes, sharding
 
 TOKENS_AT_ONCE = 8192
-"""Of the prompts, in one forward: enough to keep a device busy, and memory does not grow with the batch."""
+"""Prompt tokens in one forward pass: enough to keep a device busy; memory does not grow with the batch."""
 CHUNK = 64
-"""Tokens a row between two looks by the host."""
+"""Tokens per row that the device makes before the host looks at them."""
 CHUNK_WITH_STOPS = 16
-"""The same when it looks for stop strings: what is generated beyond one is thrown away."""
+"""The same when the host looks for stop strings: tokens beyond one are thrown away."""
+
+Prompt: TypeAlias = Sequence[int] | Integer[Array | np.ndarray, "_"]
+"""Token ids."""
 
 
 def prefill(
     config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
+    params: Weights,
+    tokens: Integer[Array | np.ndarray, "B T"],
+    lengths: Integer[Array | np.ndarray, "B"],
     freqs: rope.Frequencies,
     capacity: int,
-) -> tuple[jax.Array, Cache]:
-    """The prompts at once: logits [B, V] after each row's last token, and a cache of `capacity`.
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Run the prompts through the decoder and keep their keys and values in a cache.
 
-    tokens: i32[B, T], padded on the right with any token. lengths: i32[B], tokens of each row, 1 … T.
-    freqs: the table for everything that the cache will hold. Logits are in promote_types(float32, dtype).
-    Without a mesh, TOKENS_AT_ONCE go through the decoder at a time, in whole rows. Raises ValueError when T
-    is more than the capacity, and as `model.forward` does.
+    Without a mesh, about TOKENS_AT_ONCE go through the decoder at a time, in whole rows.
+
+    Args:
+        config, params: the decoder.
+        tokens: the prompts, padded on the right with any token.
+        lengths: tokens of each row, 1 … T.
+        freqs: the table for everything that the cache will hold.
+        capacity: tokens that each row of the cache has room for.
+
+    Returns:
+        The logits after each row's last token, in promote_types(float32, dtype), and the cache.
+
+    Raises:
+        ValueError: T is more than the capacity; and as `model.forward` raises it.
     """
     B, T = tokens.shape
     tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32)
@@ -52,41 +66,59 @@ def prefill(
 
     cache.check(config, tokens, freqs)
 
-    def some(stacks, first):
-        mine = (jax.lax.dynamic_slice_in_dim(x, first, rows) for x in (tokens, lengths))
-        scores, part = prefill(config, params, *mine, freqs, T)
+    def some(
+        stacks: tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]], first: Int[Array, ""]
+    ) -> tuple[tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]], Float[Array, "rows V"]]:
+        mine, long = (jax.lax.dynamic_slice_in_dim(x, first, rows) for x in (tokens, lengths))
+        scores, part = prefill(config, params, mine, long, freqs, T)
         zero = jnp.zeros_like(first)
         put = lambda stack, new: jax.lax.dynamic_update_slice(stack, new, (zero, first, zero, zero, zero))
         return (put(stacks[0], part.keys), put(stacks[1], part.values)), scores
 
-    first = rows * jnp.arange(B // rows, dtype=jnp.int32)
+    # Where `rows` does not divide B the last part would reach beyond the last row. Slices are moved back to
+    # fit, both where they read and where they write: some rows are computed twice, to the same result.
+    first = rows * jnp.arange(-(-B // rows), dtype=jnp.int32)
     (keys, values), scores = jax.lax.scan(some, (cache.keys, cache.values), first)
     full = dataclasses.replace(cache, keys=keys, values=values, lengths=lengths, fresh=False)
+    if B % rows:
+        scores = jnp.concatenate([scores[:-1].reshape(-1, scores.shape[2]), scores[-1, -(B % rows) :]])
     return scores.reshape(B, -1), full
 
 
 def _rows_at_once(B: int, T: int) -> int:
-    """The most rows of T tokens, a divisor of B, that have no more than TOKENS_AT_ONCE."""
-    return max(
-        rows for rows in range(1, B + 1) if B % rows == 0 and (rows == 1 or rows * T <= TOKENS_AT_ONCE)
-    )
+    """Rows of T tokens that go through the decoder together.
+
+    As many as have no more than TOKENS_AT_ONCE, and then as few as make the same number of parts of B rows.
+    """
+    parts = -(-B // max(1, TOKENS_AT_ONCE // T))
+    return -(-B // parts)
 
 
 def decode_step(
-    config: DecoderConfig, params: Params, cache: Cache, tokens: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """One token a row, i32[B] -> logits [B, V] of the next one, and the cache with this one in it.
+    config: DecoderConfig, params: Weights, cache: Cache, tokens: Integer[Array, "B"]
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Run one token per row through the decoder, under the cache's own table.
 
-    Under the cache's own table. A row that the cache has no room for gives NaN. A jit that donates the cache
-    writes it in place.
+    A row that the cache has no room for gives NaN. A jit that donates the cache writes it in place.
+
+    Args:
+        config, params: the decoder.
+        cache: the tokens before these.
+        tokens: one per row.
+
+    Returns:
+        The logits of the next token, and the cache with this one in it.
     """
     x, cache = hidden_states(config, params, tokens[:, None], cache.freqs, cache=cache)
     return logits(config, params, x[:, 0]), cache
 
 
 def bucket(length: int) -> int:
-    """The smallest length at least as long that programs are compiled for: multiples of 64 up to 256, then
-    four to every doubling, so that at most a fifth of the positions is padding."""
+    """The length that a prompt is padded to, so that few programs are compiled.
+
+    Buckets are the multiples of 64 up to 256, then four per doubling: at most a fifth of the positions is
+    padding.
+    """
     step = max(64, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
 
@@ -95,19 +127,21 @@ def bucket(length: int) -> int:
 class Generation:
     """What followed each prompt.
 
-    tokens:  i32[n] a row, all that was generated, the EOS or the tokens of a stop string included
-    reasons: why each row ended: "eos", "stop" (a stop string) or "length" (max_new_tokens)
-    texts:   the tokens before the EOS as text, cut before the stop string; None without `decode`
+    Attributes:
+        tokens: int32, of each row all that was generated, the EOS or the tokens of a stop string included.
+        reasons: why each row ended: "eos", "stop" (a stop string) or "length" (max_new_tokens).
+        texts: of each row the tokens before the EOS as text, cut before the stop string; None without
+            `decode`.
     """
 
-    tokens: tuple[np.ndarray, ...]
-    reasons: tuple[str, ...]
+    tokens: tuple[Int[np.ndarray, "_"], ...]
+    reasons: tuple[Reason, ...]
     texts: tuple[str, ...] | None
 
 
 def generate(
     lm: Decoder,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     freqs: rope.Frequencies,
     *,
     max_new_tokens: int,
@@ -115,18 +149,21 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    key: jax.Array | None = None,
+    key: Key[Array, ""] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     length: int | None = None,
 ) -> Generation:
-    """Continue each prompt until an EOS, a stop string or max_new_tokens; one batch, compiled by bucket.
+    """Continue each prompt until an EOS, a stop string or max_new_tokens.
 
-    A row depends on its own prompt alone; when sampling also on (key, its index, the number of the token).
+    The prompts are one batch, and programs are compiled per `bucket`. What a row generates depends on its own
+    prompt alone; when sampling also on the key, its index and the number of the token.
 
     Args:
-        prompts: B arrays of token ids, of any lengths (they are padded to a common `bucket`).
-        freqs: the table of the whole sequence, prompt and new tokens: for a dynamic method that of the
+        lm: the decoder.
+        prompts: token ids, of any lengths (they are padded to a common `bucket`).
+        freqs: the table of the whole sequence, prompt and new tokens; for a dynamic method the table of the
             longest sequence to come.
+        max_new_tokens: the most tokens that a row gets.
         stop: strings that end a row as soon as its new text contains one; they need `decode`.
         eos_id: the token, or the tokens, that end a row.
         temperature: 0 takes the likeliest token; otherwise logits are divided by it and one is drawn.
@@ -141,14 +178,14 @@ def generate(
     """
     rows = [_prompt(i, prompt, lm.config.vocab_size) for i, prompt in enumerate(prompts)]
     stops = [stop] if isinstance(stop, str) else list(stop)
-    eos = [eos_id] if isinstance(eos_id, int | np.integer) else list(eos_id or ())
-    _check(rows, max_new_tokens, stops, eos, temperature, top_p, key, decode, length, lm.config.vocab_size)
+    ids = [eos_id] if isinstance(eos_id, int | np.integer) else list(eos_id or ())
+    _check(rows, max_new_tokens, stops, ids, temperature, top_p, key, decode, length, lm.config.vocab_size)
     sampling = None
-    if temperature > 0:
+    if temperature > 0 and key is not None:
         nucleus = None if top_p == 1 else np.float32(top_p)
         sampling = Sampling(key, np.float32(temperature), nucleus)
     tokens, lengths, capacity = _padded(rows, max_new_tokens)
-    eos = np.asarray(eos, np.int32)
+    eos = np.asarray(ids, np.int32)
     if lm.mesh is not None:
         tokens = jax.device_put(tokens, sharding(lm.mesh, ("batch", None), tokens.shape))
     params = lm.params
@@ -167,24 +204,58 @@ def generate(
         made += new.shape[1]
     return Generation(
         tokens=tuple(np.asarray(end.tokens, np.int32) for end in ends),
-        reasons=tuple(end.reason for end in ends),
+        reasons=tuple(end.reason for end in ends if end.reason is not None),
         texts=None if decode is None else tuple(end.text() for end in ends),
     )
 
 
 @partial(jax.jit, static_argnames=("config", "capacity"))
-def _start(config, params, tokens, lengths, freqs, capacity, sampling):
-    """Prefill and the first new token: i32[B] and the cache."""
+def _start(
+    config: DecoderConfig,
+    params: Weights,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    freqs: rope.Frequencies,
+    capacity: int,
+    sampling: Sampling | None,
+) -> tuple[Int[Array, "B"], Cache]:
+    """Prefill: the first new token of each row, and the cache."""
     scores, cache = prefill(config, params, tokens, lengths, freqs, capacity)
     return next_tokens(scores, jnp.int32(0), sampling), cache
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _continue(config, params, cache, last, done, eos, made, steps, sampling):
-    """Up to `steps` tokens after `last`, fewer when every row is done: the last ones, the cache, all of them
-    i32[B, CHUNK], and how many."""
+_State = tuple[Int[Array, ""], Int[Array, "B"], Cache, Bool[Array, "B"], Int[Array, "B chunk"]]
+"""How many tokens there are, the last ones, the cache, which rows have ended, and the tokens."""
 
-    def step(state):
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _continue(
+    config: DecoderConfig,
+    params: Weights,
+    cache: Cache,
+    last: Int[Array, "B"],
+    done: Bool[Array, "B"],
+    eos: Int[Array, "ends"],
+    made: Int[Array, ""],
+    steps: Int[Array, ""],
+    sampling: Sampling | None,
+) -> tuple[Int[Array, "B"], Cache, Int[Array, "B chunk"], Int[Array, ""]]:
+    """Generate a few tokens more in every row.
+
+    Args:
+        config, params, sampling: as for `_start`.
+        cache: without the last tokens.
+        last: the last token of each row.
+        done: which rows have ended; when all have, no more is generated.
+        eos: tokens that end a row.
+        made: how many new tokens each row has.
+        steps: how many to generate, at most CHUNK.
+
+    Returns:
+        The last tokens, the cache, the new tokens in the first columns, and how many columns these are.
+    """
+
+    def step(state: _State) -> _State:
         i, last, cache, done, new = state
         scores, cache = decode_step(config, params, cache, last)
         last = next_tokens(scores, made + i, sampling)
@@ -196,7 +267,8 @@ def _continue(config, params, cache, last, done, eos, made, steps, sampling):
     return last, cache, new, count
 
 
-def _prompt(index: int, prompt: Any, vocab_size: int) -> np.ndarray:
+def _prompt(index: int, prompt: Prompt, vocab_size: int) -> Int[np.ndarray, "_"]:
+    """A prompt as an array. Raises ValueError for what is not one or more tokens of the vocabulary."""
     tokens = np.asarray(prompt)
     if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(
@@ -210,7 +282,19 @@ def _prompt(index: int, prompt: Any, vocab_size: int) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _check(rows, max_new_tokens, stops, eos, temperature, top_p, key, decode, length, vocab_size) -> None:
+def _check(
+    rows: list[Int[np.ndarray, "_"]],
+    max_new_tokens: int,
+    stops: list[str],
+    eos: list[int],
+    temperature: float,
+    top_p: float,
+    key: Key[Array, ""] | None,
+    decode: Callable[[list[int]], str] | None,
+    length: int | None,
+    vocab_size: int,
+) -> None:
+    """Raise ValueError for arguments of `generate` that do not fit together."""
     if not rows:
         raise ValueError("there are no prompts; expected at least one.")
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
@@ -238,10 +322,12 @@ def _check(rows, max_new_tokens, stops, eos, temperature, top_p, key, decode, le
         )
 
 
-def _padded(rows: list[np.ndarray], max_new_tokens: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """i32[B, T] padded on the right to a bucket, the lengths i32[B], and the cache's capacity."""
+def _padded(
+    rows: list[Int[np.ndarray, "_"]], max_new_tokens: int
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"], int]:
+    """The rows padded on the right to a bucket, their lengths, and the cache's capacity."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, rows, strict=True):
         row[: len(prompt)] = prompt
-    return tokens, lengths, bucket(tokens.shape[1] + max_new_tokens)  # one capacity a bucket
+    return tokens, lengths, bucket(tokens.shape[1] + max_new_tokens)  # one capacity per bucket

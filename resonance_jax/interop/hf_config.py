@@ -1,10 +1,11 @@
 """config.json of Hugging Face's LLaMA and Mistral <-> DecoderConfig and RopeSpec."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resonance_jax import rope
+from resonance_jax.files import read_json
 from resonance_jax.model import DecoderConfig
 
 KEYS = {
@@ -47,14 +48,11 @@ _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a dict. Raises ValueError when it is missing or not a JSON object."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no config.json; expected a Hugging Face model directory.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}).") from None
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.json; expected a Hugging Face model directory.")
+    config = read_json(file)
     if not isinstance(config, dict):
-        raise ValueError(f"{file} holds {type(config).__name__}, expected a JSON object.")
+        raise ValueError(f"{file} holds a {type(config).__name__}, expected a JSON object.")
     return config
 
 
@@ -74,6 +72,14 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
         if hf.get(key, only) not in (only, None):
             raise ValueError(
                 f"config.json states {key}={hf[key]!r}, which is not supported; expected {only!r}."
+            )
+    for where in (hf, hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
+        partial = where.get("partial_rotary_factor") if isinstance(where, Mapping) else None
+        if partial not in (None, 1):
+            raise ValueError(
+                f"config.json states partial_rotary_factor={partial!r}, but transformers' {_CLASSES[family]} "
+                "rotates whole heads whatever it says, and other software rotates a part: take the key out "
+                "to rotate whole heads."
             )
     given = _ABSENT[family] | hf
     if family == "llama":
@@ -108,6 +114,12 @@ def stated_context(hf: dict[str, Any]) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else _number({"max_position_embeddings": value}, "max_position_embeddings")
+
+
+def kept_keys(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint's config.json an export keeps: all that says nothing of its RoPE or its dtype."""
+    gone = ("rope", "rotary", "original_max_position", "dtype", "max_position_embeddings", "auto_map")
+    return {key: value for key, value in stated.items() if not any(word in key for word in gone)}
 
 
 def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,38 +1,74 @@
 """The safetensors files of a Hugging Face directory: found, opened and mapped into memory, but not read."""
 
 import json
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import safetensors
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
-def open_tensors(folder: Path) -> dict[str, Any]:
-    """Every tensor of a model directory by name, as a slice: get_shape(), get_dtype(), [a:b, c:d].
+@runtime_checkable
+class TensorSlice(Protocol):
+    """One stored tensor, of which parts are read on demand: what safetensors' get_slice gives."""
 
-    Raises ValueError naming the file or the tensor when the weights are pickled or missing, a file is
-    damaged or not there, or the index places a tensor where it is not.
+    def get_shape(self) -> list[int]:
+        """Its shape as it is stored."""
+        ...
+
+    def get_dtype(self) -> str:
+        """Its dtype by safetensors' name, such as "F32"."""
+        ...
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        """A part of it, read from the file."""
+        ...
+
+
+def open_tensors(folder: Path) -> dict[str, TensorSlice]:
+    """Every tensor of a model directory by name, mapped but not read.
+
+    Where an index names the file of a tensor, that file's is taken, whatever other files hold. Raises
+    ValueError naming the file or the tensor when the weights are pickled or missing, a file is damaged or not
+    there, or the index places a tensor where it is not.
     """
-    files, placed = _weight_files(folder)
-    held = {}
+    files, placed = _placed(folder)
+    held: dict[str, TensorSlice] = {}
     for file in files:
         opened = _open(file)
-        held |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        for name in opened.keys():  # noqa: SIM118
+            if placed.get(name, file.name) == file.name:
+                held.setdefault(name, opened.get_slice(name))
     for name, file in placed.items():
         if name not in held:
             raise ValueError(f"{folder / INDEX} places tensor {name} in {file}, which lacks it.")
     return held
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files of a directory, and where its index, if it has one, places each tensor."""
-    index = folder / INDEX
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a model directory's weights are read from; raises ValueError as open_tensors does."""
+    files, placed = _placed(folder)
+    return [*files, folder / INDEX] if placed else files
+
+
+def _placed(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files of a directory, and where its index, if it is read, places each tensor.
+
+    A model.safetensors beside an index is taken alone, as transformers does: the index is left over from
+    an earlier save.
+    """
+    index, single = folder / INDEX, folder / SINGLE
+    if single.is_file():
+        if index.exists():
+            warnings.warn(f"{single} is read, as transformers does; {INDEX} beside it is passed over.")
+        return [single], {}
     if index.exists():
         return _indexed(index)
-    single = folder / "model.safetensors"
-    found = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return found, {}
     if found:
@@ -60,7 +96,7 @@ def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [folder / file for file in sorted(first)], placed
 
 
-def _open(file: Path):
+def _open(file: Path) -> "safetensors.safe_open":
     try:
         return safetensors.safe_open(file, framework="np")
     except safetensors.SafetensorError as error:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from resonance_jax.interop.hf_weights import load_hf, save_hf
+from resonance_jax.interop.hf_export import save_hf
+from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.parallel import distributed
 

@@ -1,23 +1,31 @@
-"""Attention in O(T) memory on any backend: a scan over the pairs of a query block and a key block that meet.
+"""Attention in O(T) memory on any device: a scan over the pairs of a query block and a key block that meet.
 
 The softmax of a row is merged from its blocks as they come (the online softmax of Milakov & Gimelshein 2018;
 FlashAttention, Dao et al. 2022): the state is the output so far and its log-sum-exp. Merging is commutative,
-so the pairs are static lists of two kinds, those that need a mask (the diagonal, the window's edge, the last
-keys, everything when there are segments) and the interior ones that don't, each run by one `lax.scan`. The
-gradient recomputes the weights from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
+so the pairs are two static lists, each run by one `lax.scan`: the pairs that need a mask (on the diagonal, on
+the window's edge, with the last keys, and all of them when there are segments) and the others. The gradient
+recomputes the weights from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from resonance_jax.model.lowering import target
 
 SAVED = ("attention_out", "attention_lse")
 """Names of what the gradient needs beside q, k, v, for jax.checkpoint_policies.save_only_these_names."""
+
+_State = TypeVar("_State")
+_Pair = tuple[Int[Array, ""], Int[Array, ""]]
+_Gradients = tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]
 
 
 class Plan(NamedTuple):
@@ -35,31 +43,32 @@ class Plan(NamedTuple):
 
 
 def block_pairs(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     causal: bool = True,
     window: int | None = None,
-    segment_ids: Array | None = None,
-    kv_segment_ids: Array | None = None,
+    segment_ids: Int[Array | np.ndarray, "B T"] | None = None,
+    kv_segment_ids: Int[Array | np.ndarray, "B S"] | None = None,
     offset: int | None = None,
     scale: float | None = None,
     block: int | None = None,
-) -> Array:
-    """Softmax attention [B, T, N, H] -> [B, T, N, H]; arguments as `attention`'s, with a static offset.
+) -> Float[Array, "B T N H"]:
+    """Softmax attention in blocks. Nothing of size [T, S] is made. Differentiable once, in reverse mode.
 
-    Saves q, k, v, the output and its log-sum-exp for the gradient; nothing is [T, S]. The last two are named
-    (SAVED), so that a policy of `jax.checkpoint` can keep them and spare a second forward pass.
-    Differentiable once, in reverse mode.
+    The gradient needs q, k, v, the output and its log-sum-exp. The last two are named (SAVED), so that a
+    policy of `jax.checkpoint` can keep them and spare a second forward pass.
 
     Args:
-        block: positions in a block, about (lengths are padded to equal blocks of a multiple of 16); default
-            `default_block`.
+        q, k, v, causal, window, segment_ids, kv_segment_ids, scale: as for `attention`.
+        offset: as for `attention`, but an int.
+        block: about how many positions make a block (lengths are padded to equal blocks of a multiple of 16);
+            default `default_block`.
     """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
-    block = block or default_block(B * N, jax.default_backend())
+    block = block or default_block(B * N, target().platform)
     plan = Plan(
         T=T,
         S=S,
@@ -73,21 +82,26 @@ def block_pairs(
     )
     q = _pad(q.reshape(B, T, K, N // K, H), plan.rows)
     k, v = _pad(k, plan.columns), _pad(v, plan.columns)
-    if plan.segments:
+    if segment_ids is not None:
         kv_segment_ids = segment_ids if kv_segment_ids is None else kv_segment_ids
         segment_ids, kv_segment_ids = _pad(segment_ids, plan.rows), _pad(kv_segment_ids, plan.columns)
-    out = _attend(q, k, v, segment_ids, kv_segment_ids, plan)
+    out = _attend_blocks(q, k, v, segment_ids, kv_segment_ids, plan)
     return out[:, :T].reshape(B, T, N, H)
 
 
 def default_block(heads: int, platform: str) -> int:
-    """Positions in a block for `heads` = B * N: on CPU the tiles of scores should stay in the cache."""
+    """Positions in a block. On a CPU the tiles of scores should stay in its cache.
+
+    Args:
+        heads: B * N, the tiles that are alive at a time.
+        platform: jax's name of it, such as "cpu".
+    """
     tile = 1 << 20 if platform == "cpu" else 1 << 24
     return next((block for block in (512, 256) if heads * block * block <= tile), 128)
 
 
-def pairs(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """i32[n, 2] (query block, key block): the pairs that need a mask, and those that see everything."""
+def pairs(plan: Plan) -> tuple[Int[np.ndarray, "masked 2"], Int[np.ndarray, "whole 2"]]:
+    """The pairs (query block, key block) that need a mask, and those in which every query sees every key."""
     i, j = np.ogrid[: -(-plan.T // plan.rows), : -(-plan.S // plan.columns)]
     first_key, last_key = j * plan.columns, np.minimum(plan.S, (j + 1) * plan.columns) - 1
     first_query = plan.offset + i * plan.rows
@@ -100,29 +114,57 @@ def pairs(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     if plan.window is not None:
         meet &= last_key > first_query - plan.window
         whole &= first_key > last_query - plan.window
-    return tuple(np.argwhere(kind).astype(np.int32) for kind in (meet & ~whole, meet & whole))
+    return np.argwhere(meet & ~whole).astype(np.int32), np.argwhere(meet & whole).astype(np.int32)
 
 
-def _even(length, block):
+def _even(length: int, block: int) -> int:
     """A block size, a multiple of 16, that cuts length into blocks of about `block` with little padding."""
     return -(-length // (16 * -(-length // block))) * 16
 
 
-def _pad(x, block):
+def _pad(x: Shaped[Array | np.ndarray, "B T *rest"], block: int) -> Shaped[Array, "B padded *rest"]:
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, segment_ids, kv_segment_ids, plan):
+def _attend(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    kv_segment_ids: Int[Array, "B S"] | None,
+    plan: Plan,
+) -> Float[Array, "B T K G H"]:
+    """Attention over lengths that are whole blocks, with the G query heads of a key head side by side."""
     return _forward(q, k, v, segment_ids, kv_segment_ids, plan)[0]
 
 
-def _forward(q, k, v, segment_ids, kv_segment_ids, plan):
+_Saved = tuple[
+    Float[Array, "B T K G H"],
+    Float[Array, "B S K H"],
+    Float[Array, "B S K H"],
+    Int[Array, "B T"] | None,
+    Int[Array, "B S"] | None,
+    Float[Array, "B T K G H"],
+    Float[Array, "B K T*G"],
+]
+"""The arguments of `_attend`, the output and its log-sum-exp."""
+
+
+def _forward(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    kv_segment_ids: Int[Array, "B S"] | None,
+    plan: Plan,
+) -> tuple[Float[Array, "B T K G H"], _Saved]:
     B, T, K, G, _ = q.shape
     wide = np.promote_types(np.float32, q.dtype)
     lowest = jnp.finfo(wide).min / 4
 
-    def merge(masked, state, pair):
+    def merge(
+        masked: bool, state: tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]], pair: _Pair
+    ) -> tuple[tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]], None]:
         out, lse = state
         i, j = pair
         queries = _heads_first(q, i, plan.rows)
@@ -144,18 +186,20 @@ def _forward(q, k, v, segment_ids, kv_segment_ids, plan):
 
     state = jnp.zeros(q.shape, wide), jnp.full((B, K, T * G), lowest, wide)
     out, lse = _over_pairs(merge, state, plan)
-    out, lse = (checkpoint_name(x, name) for x, name in zip((out.astype(q.dtype), lse), SAVED, strict=True))
+    out, lse = checkpoint_name(out.astype(q.dtype), SAVED[0]), checkpoint_name(lse, SAVED[1])
     return out, (q, k, v, segment_ids, kv_segment_ids, out, lse)
 
 
-def _backward(plan, saved, d_out):
+def _backward(
+    plan: Plan, saved: _Saved, d_out: Float[Array, "B T K G H"]
+) -> tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"], None, None]:
     q, k, v, segment_ids, kv_segment_ids, out, lse = saved
     B, T, K, G, _ = q.shape
     wide = lse.dtype
     lowest = jnp.finfo(wide).min / 4
     delta = jnp.einsum("btkgh,btkgh->bktg", out.astype(wide), d_out.astype(wide)).reshape(B, K, T * G)
 
-    def accumulate(masked, gradients, pair):
+    def accumulate(masked: bool, gradients: _Gradients, pair: _Pair) -> tuple[_Gradients, None]:
         dq, dk, dv = gradients
         i, j = pair
         queries, d_outs = _heads_first(q, i, plan.rows), _heads_first(d_out, i, plan.rows)
@@ -176,30 +220,47 @@ def _backward(plan, saved, d_out):
         dv = _add(dv, _dot("bksr,bkrh->bksh", weights, d_outs, wide), j, plan.columns)
         return (dq, dk, dv), None
 
-    gradients = _over_pairs(accumulate, tuple(jnp.zeros(x.shape, wide) for x in (q, k, v)), plan)
-    dq, dk, dv = (d.astype(x.dtype) for d, x in zip(gradients, (q, k, v), strict=True))
-    return dq, dk, dv, None, None
+    zeros = jnp.zeros(q.shape, wide), jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+    dq, dk, dv = _over_pairs(accumulate, zeros, plan)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-_attend.defvjp(_forward, _backward)
+_attend_blocks = jax.custom_vjp(_attend, nondiff_argnums=(5,))
+_attend_blocks.defvjp(_forward, _backward)
 
 
-def _over_pairs(step, state, plan):
+def _over_pairs(
+    step: Callable[[bool, _State, _Pair], tuple[_State, None]], state: _State, plan: Plan
+) -> _State:
+    """The state after step(masked, state, pair) for every pair of blocks that meet."""
     for masked, listed in zip((True, False), pairs(plan), strict=True):
         if len(listed):
-            state, _ = lax.scan(partial(step, masked), state, (listed[:, 0], listed[:, 1]))
+            each = cast(_Pair, (listed[:, 0], listed[:, 1]))  # scan hands them on one by one
+            state, _ = lax.scan(partial(step, masked), state, each)
     return state
 
 
-def _visible(plan, i, j, G, segment_ids, kv_segment_ids, keys_first=False):
-    """Which keys of block j each row (query, group) of block i sees: bool[1 or B, 1, rows * G, columns].
+def _visible(
+    plan: Plan,
+    i: Int[Array, ""],
+    j: Int[Array, ""],
+    G: int,
+    segment_ids: Int[Array, "B T"] | None,
+    kv_segment_ids: Int[Array, "B S"] | None,
+    keys_first: bool = False,
+) -> Bool[Array, "rows 1 _ _"]:
+    """Which keys of block j the queries of block i see: [1 or B, 1, plan.rows * G, plan.columns].
 
-    keys_first: bool[1 or B, 1, columns, rows * G].
+    Args:
+        plan, segment_ids, kv_segment_ids: as for `_attend`.
+        i, j: the block of queries and the block of keys.
+        G: query heads of a key head.
+        keys_first: give [1 or B, 1, plan.columns, plan.rows * G] instead.
     """
     query = plan.offset + i * plan.rows + jnp.arange(plan.rows * G, dtype=jnp.int32)[None] // G
     key = j * plan.columns + jnp.arange(plan.columns, dtype=jnp.int32)[None]
     mine = theirs = None
-    if plan.segments:
+    if segment_ids is not None and kv_segment_ids is not None:
         mine = jnp.repeat(_slice(segment_ids, i, plan.rows, axis=1), G, axis=1)
         theirs = _slice(kv_segment_ids, j, plan.columns, axis=1)
     query, key, mine, theirs = _once((query, key, mine, theirs))
@@ -211,35 +272,43 @@ def _visible(plan, i, j, G, segment_ids, kv_segment_ids, keys_first=False):
         seen = seen & (key <= query)
     if plan.window is not None:
         seen = seen & (key > query - plan.window)
-    if plan.segments:
+    if mine is not None and theirs is not None:
         seen = seen & (of_rows(mine) == of_keys(theirs))
     return seen
 
 
-def _once(vectors):
-    """Keep XLA from fusing the making of a tile's vectors into its elements, where it would be repeated."""
+def _once(vectors: _State) -> _State:
+    """Make XLA compute a tile's vectors once: fused into the tile they would be computed for each element."""
     return lax.optimization_barrier(vectors)
 
 
-def _dot(spec, x, y, dtype):
+def _dot(spec: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:
     return jnp.einsum(spec, x, y, preferred_element_type=dtype)
 
 
-def _slice(x, block, size, axis):
+def _slice(x: Shaped[Array, "..."], block: Int[Array, ""], size: int, axis: int) -> Shaped[Array, "..."]:
+    """Block number `block` of x along an axis."""
     return lax.dynamic_slice_in_dim(x, block * size, size, axis)
 
 
-def _heads_first(x, block, size):
-    """One block of [B, T, K, (G,) H] as [B, K, size * G, H]."""
+def _heads_first(
+    x: Float[Array, "B T K *group H"], block: Int[Array, ""], size: int
+) -> Float[Array, "B K rows H"]:
+    """One block of queries [B, T, K, G, H] or of keys [B, S, K, H] with heads first; rows = size * G."""
     x = _slice(x, block, size, axis=1).swapaxes(1, 2)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _put(x, rows, block, size):
-    """x with one of its blocks replaced by rows [B, K, size * G, H]."""
+def _put(
+    x: Float[Array, "B T K *group H"], rows: Float[Array, "B K rows H"], block: Int[Array, ""], size: int
+) -> Float[Array, "B T K *group H"]:
+    """x with one of its blocks replaced by rows as `_heads_first` gives them."""
     rows = rows.reshape(x.shape[0], x.shape[2], size, *x.shape[3:]).swapaxes(1, 2)
     return lax.dynamic_update_slice_in_dim(x, rows, block * size, axis=1)
 
 
-def _add(x, rows, block, size):
+def _add(
+    x: Float[Array, "B T K *group H"], rows: Float[Array, "B K rows H"], block: Int[Array, ""], size: int
+) -> Float[Array, "B T K *group H"]:
+    """x with rows, as `_heads_first` gives them, added to one of its blocks."""
     return _put(x, rows + _heads_first(x, block, size), block, size)

@@ -1,34 +1,46 @@
-"""Attention of new tokens over the keys and values kept for earlier ones, in the place where they are kept.
+"""Attention of new tokens over a cache of keys and values, read where it lies.
 
-The cache is never copied or cut out of its stack of layers: keys are read a block at a time, only those that
+The cache is never copied or cut out of its stack of layers: keys are read block by block, only those that
 some query sees, and the softmax is merged block by block (the online softmax of Milakov & Gimelshein 2018).
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from resonance_jax.model.lowering import target
 
 QUERIES = 128
-"""New tokens of a row that attend at a time."""
+"""New tokens per row that attend at a time."""
 
 
 def cached_attention(
-    q: Array, keys: Array, values: Array, layer: Array, held: Array, *, window: int | None, scale: float
-) -> Array:
-    """Causal softmax attention over one layer of a cache: [B, T, N, H] -> [B, T, N, H] in q's dtype.
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "L B K S H"],
+    values: Float[Array, "L B K S H"],
+    layer: Int[Array, ""],
+    held: Int[Array, "B"],
+    *,
+    window: int | None,
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    """Causal softmax attention over one layer of a cache.
 
-    Statistics are in promote_types(float32, dtype). Scores are made for a block of keys and at most QUERIES
-    tokens a row at a time. Not differentiable.
+    Statistics are in promote_types(float32, dtype). Scores are made for one block of keys and at most QUERIES
+    tokens per row at a time. Not differentiable.
 
     Args:
-        q: [B, T, N, H]; query t of row b stands at position held[b] + t and sees the keys up to it.
-        keys, values: [L, B, K, S, H], those of the new tokens already written. Query head n reads key head
+        q: query t of row b stands at position held[b] + t and sees the keys up to it.
+        keys, values: the cache, with those of the new tokens already written. Query head n reads key head
             n // (N // K).
-        layer: i32[], which of the L.
-        held: i32[B], how many tokens of each row came before these.
-        window: see only the last `window` keys.
+        layer: which of the L.
+        held: how many tokens of each row came before these.
+        window: see only the last `window` keys; None for all.
         scale: factor on the scores.
+
+    Returns:
+        What each query attends to, in q's dtype.
     """
     B, T, N, H = q.shape
     K = keys.shape[2]
@@ -38,7 +50,7 @@ def cached_attention(
     q = q.reshape(B, chunks, count, K, N // K, H).transpose(1, 0, 3, 2, 4, 5)
     q = q.reshape(chunks, B, K, count * (N // K), H)
 
-    def attend(queries, first):
+    def attend(queries: Float[Array, "B K R H"], first: int | Int[Array, ""]) -> Float[Array, "B K R H"]:
         position = held[:, None] + first + jnp.arange(queries.shape[2], dtype=jnp.int32)[None] // (N // K)
         return _merged(queries, keys, values, layer, position[:, None, :, None], window, scale)
 
@@ -51,8 +63,20 @@ def cached_attention(
     return out.reshape(B, chunks * count, N, H)[:, :T]
 
 
-def _merged(queries, keys, values, layer, position, window, scale):
-    """[B, K, R, H] -> [B, K, R, H] for R = T * G queries that share a key head; position i32[B, 1, R, 1]."""
+_State = tuple[Float[Array, "B K R H"], Float[Array, "B K R 1"], Float[Array, "B K R 1"]]
+"""Of every query so far: the weighted sum of values, the highest score, the sum of weights."""
+
+
+def _merged(
+    queries: Float[Array, "B K R H"],
+    keys: Float[Array, "L B K S H"],
+    values: Float[Array, "L B K S H"],
+    layer: Int[Array, ""],
+    position: Int[Array, "B 1 R 1"],
+    window: int | None,
+    scale: float,
+) -> Float[Array, "B K R H"]:
+    """Attention of the R = T * G queries that share a key head; `position` is each query's."""
     B, K, R, H = queries.shape
     S = keys.shape[3]
     size = _block(S, B * K * H * keys.dtype.itemsize)
@@ -60,7 +84,7 @@ def _merged(queries, keys, values, layer, position, window, scale):
     lowest = jnp.finfo(wide).min / 4
     zero = jnp.zeros_like(layer)
 
-    def merge(j, state):
+    def merge(j: Int[Array, ""], state: _State) -> _State:
         out, top, total = state
         start = jnp.minimum(j * size, S - size)  # the last block may overlap the one before
         at = (layer, zero, zero, start, zero)
@@ -87,11 +111,11 @@ def _merged(queries, keys, values, layer, position, window, scale):
     return (out / total).astype(queries.dtype)
 
 
-def _block(S: int, bytes_a_key: int) -> int:
+def _block(S: int, bytes_per_key: int) -> int:
     """Keys read at a time: on a CPU a block stays in its cache, elsewhere it should fill the device."""
-    most = (1 << 21) if jax.default_backend() == "cpu" else 1 << 28
-    return min(S, max(64, most // bytes_a_key))
+    most = (1 << 21) if target().platform == "cpu" else 1 << 28
+    return min(S, max(64, most // bytes_per_key))
 
 
-def _dot(spec, x, y, dtype):
+def _dot(spec: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:
     return jnp.einsum(spec, x, y, preferred_element_type=dtype)

@@ -5,16 +5,27 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder and how it computes. Hashable: one compiled program per config.
+    """The shape of a decoder and how it computes. Hashable: one program is compiled per config.
 
-    n_kv_heads below n_heads is grouped-query attention. window: how many keys a query sees (None: all).
-    mlp: "swiglu" (LLaMA) or "relu" (T5). rope_layout: which dims make a pair (rope.rotate).
-    attention_scale: multiplies q.k (None: head_dim**-0.5; T5 has 1). head_scale: multiplies the last
-    hidden state (T5's tied head has d_model**-0.5). dropout: where T5 has it, only when a key is passed.
-    init: "llama" (normal 0.02) or "t5". dtype: of activations; norms, rotation, softmax and loss run in
-    promote_types(float32, dtype). remat: "none" keeps every activation, "full" recomputes each layer,
-    "attention" all of it but attention (where its kernel names what it keeps), "dots" keeps matrix products.
-    kernel: model.kernel_choice's, or one forced.
+    Attributes:
+        n_kv_heads: key heads; fewer than n_heads is grouped-query attention.
+        norm_eps: added to the mean square in every norm.
+        tie_embeddings: the head is the embedding.
+        window: how many keys a query sees; None for all.
+        mlp: "swiglu" (LLaMA) or "relu" (T5).
+        rope_layout: which dims make a pair, "half" or "interleaved" (see rope.rotate).
+        attention_scale: multiplies q.k; None for head_dim**-0.5 (T5 has 1).
+        head_scale: multiplies the last hidden state; None for 1 (T5's tied head has d_model**-0.5).
+        dropout: rate, in the places where T5 has it; applied only when a key is passed.
+        init: first values, "llama" (normal 0.02) or "t5".
+        dtype: of activations; norms, rotation, softmax and loss run in promote_types(float32, dtype).
+        remat: what the gradient recomputes: "none" keeps every activation, "full" recomputes each layer,
+            "attention" all of it but attention (where its kernel names what it keeps), "dots" keeps matrix
+            products.
+        kernel: the attention kernel; "auto" leaves the choice to model.kernel_choice.
+
+    Raises:
+        ValueError: a size that is not a positive whole number, or a name that is not one of those above.
     """
 
     vocab_size: int
@@ -37,7 +48,7 @@ class DecoderConfig:
     remat: str = "none"
     kernel: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "vocab_size",
             "d_model",
@@ -69,20 +80,31 @@ class DecoderConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
-    def replace(self, **changes) -> "DecoderConfig":
+    def replace(self, **changes: object) -> "DecoderConfig":
+        """The same config with other values in some fields."""
         return dataclasses.replace(self, **changes)
 
 
-def _llama(vocab_size, d_model, n_layers, n_heads, d_ff, n_kv_heads=None, head_dim=None, **rest):
+def _llama(
+    vocab_size: int,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    n_kv_heads: int | None = None,
+    tie_embeddings: bool = False,
+    window: int | None = None,
+) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=vocab_size,
         d_model=d_model,
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads or n_heads,
-        head_dim=head_dim or d_model // n_heads,
+        head_dim=d_model // n_heads,
         d_ff=d_ff,
-        **rest,
+        tie_embeddings=tie_embeddings,
+        window=window,
     )
 
 

@@ -6,119 +6,41 @@ compile time does not grow with depth.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, Protocol, TypedDict, Unpack
-from zlib import crc32
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key, PRNGKeyArray, Shaped
 
 from resonance_jax import rope
 from resonance_jax.model import parameters
 from resonance_jax.model.block_pairs import SAVED
+from resonance_jax.model.cache_protocol import Cache
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.dropout import dropout
-from resonance_jax.model.lora import Adapted
-from resonance_jax.model.sequence import attention
-from resonance_jax.parallel.mesh import automatic_axes, constrain
+from resonance_jax.model.decoder_layer import ACTIVATIONS, layer, product, rms_norm
+from resonance_jax.model.dropout import dropout, split
+from resonance_jax.model.lora import Adapted, AdaptedParams
+from resonance_jax.model.parameters import Params
+from resonance_jax.parallel.mesh import constrain
 
-Params = dict[str, Any]
-ACTIVATIONS = ("batch", "time", None)
-"""Logical axes of the residual stream [B, T, D]."""
+Positions: TypeAlias = Integer[Array | np.ndarray, "T"] | Integer[Array | np.ndarray, "B T"]
+Tokens: TypeAlias = Integer[Array | np.ndarray, "B T"]
+Segments: TypeAlias = Int[Array | np.ndarray, "B T"]
+Weights: TypeAlias = Params | AdaptedParams
+"""With adapters or without."""
+_Cache = TypeVar("_Cache", bound=Cache)
 
-
-class Cache(Protocol):
-    """What the decoder asks of a cache: a pytree of the keys and values that it has seen (generate.Cache)."""
-
-    freqs: rope.Frequencies
-
-    def check(self, config: DecoderConfig, tokens: jax.Array, freqs: rope.Frequencies) -> None:
-        """Raise ValueError if it cannot take these tokens [B, T] under this table."""
-
-    def positions(self, count: int) -> jax.Array:
-        """Of the next tokens of every row: i32[count] or i32[B, count]."""
-
-    def attend(self, layer: jax.Array, q, k, v, **options) -> tuple[jax.Array, "Cache"]:
-        """Write one layer's new keys and values, then attend: [B, T, N, H] and the cache with them in it."""
-
-    def advanced(self, count: int) -> "Cache":
-        """After the last layer: the cache that holds `count` tokens more in every row."""
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale over the last axis, in promote_types(float32, x.dtype), returned in x.dtype."""
-    wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    # HF's order: back to the activations' dtype before the scale.
-    return normed.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
-
-
-def product(x: jax.Array, weight: jax.Array, dtype=None) -> jax.Array:
-    """x [..., I] @ weight [I, O] in x's dtype, through one tall 2-D product (a fifth faster on CPU).
-
-    dtype: of the result, and of its sums.
-    """
-    weight = weight.astype(x.dtype)
-    if automatic_axes(x).get("sequence", 1) > 1:  # flattening rows and time together would gather the time
-        return jnp.einsum("...i,io->...o", x, weight, preferred_element_type=dtype)
-    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
-    return flat.reshape(*x.shape[:-1], weight.shape[-1])
-
-
-def dense(x: jax.Array, weight: jax.Array | Adapted, key: jax.Array | None = None) -> jax.Array:
-    """x [..., I] through a weight [I, O] and its adapter, if it has one; key: for the adapter's dropout."""
-    if not isinstance(weight, Adapted):
-        return product(x, weight)
-    low = product(dropout(x, weight.dropout, key), weight.a)
-    return product(x, weight.weight) + product(low, weight.b) * jnp.asarray(weight.scale, x.dtype)
-
-
-def layer(config: DecoderConfig, p: Params, x, cos, sin, segment_ids=None, key=None, tap=None, attend=None):
-    """One pre-norm block: x [B, T, D] -> [B, T, D]. `p` holds one layer's parameters.
-
-    tap(name, value) -> value: given "q" and "k" [B, T, N or K, H] after rotation and what attention and
-    MLP add to the stream, "attention" and "mlp" [B, T, D]: for who compares layer by layer.
-    attend(q, k, v, window=, scale=, kernel=): takes the place of attention, for who keeps the keys.
-    """
-    tap = tap or (lambda name, value: value)
-    c = config
-    B, T, _ = x.shape
-    keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
-
-    def linear(name, x):
-        own = key is not None and isinstance(p[name], Adapted)
-        return dense(x, p[name], jax.random.fold_in(key, crc32(name.encode())) if own else None)
-
-    h = rms_norm(x, p["attn_norm"], c.norm_eps)
-    q = linear("q", h).reshape(B, T, c.n_heads, c.head_dim)
-    k = linear("k", h).reshape(B, T, c.n_kv_heads, c.head_dim)
-    v = linear("v", h).reshape(B, T, c.n_kv_heads, c.head_dim)
-    if attend is None:
-        rate = 0.0 if key is None else c.dropout
-        attend = functools.partial(attention, segment_ids=segment_ids, dropout=rate, key=keys[0])
-    out = attend(
-        tap("q", rope.rotate(q, cos, sin, c.rope_layout)),
-        tap("k", rope.rotate(k, cos, sin, c.rope_layout)),
-        v,
-        window=c.window,
-        scale=c.attention_scale,
-        kernel=c.kernel,
-    )
-    out = tap("attention", linear("o", out.reshape(B, T, -1)))
-    x = constrain(x + dropout(out, c.dropout, keys[1]), ACTIVATIONS)
-    h = rms_norm(x, p["mlp_norm"], c.norm_eps)
-    if c.mlp == "swiglu":
-        h = jax.nn.silu(linear("gate", h)) * linear("up", h)
-    else:
-        h = dropout(jax.nn.relu(linear("up", h)), c.dropout, keys[2])
-    out = tap("mlp", linear("down", h))
-    return constrain(x + dropout(out, c.dropout, keys[3]), ACTIVATIONS)
-
-
-def _remat(config: DecoderConfig, fn):
+def _remat(config: DecoderConfig, fn: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A layer that recomputes in the gradient what config.remat says."""
     if config.remat == "none":
         return fn
     policy = {
@@ -129,14 +51,23 @@ def _remat(config: DecoderConfig, fn):
     return jax.checkpoint(fn, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged away
 
 
-def segment_positions(segment_ids: jax.Array) -> jax.Array:
-    """Positions counted from the start of each packed document: i32[B, T] -> i32[B, T]."""
+def segment_positions(segment_ids: Int[Array | np.ndarray, "B T"]) -> Int[Array, "B T"]:
+    """Positions counted from the start of each packed document."""
     index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None], segment_ids.shape)
     first = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
-def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids, key, cache) -> None:
+def _check(
+    config: DecoderConfig,
+    tokens: Shaped[Array | np.ndarray, "..."],
+    freqs: rope.Frequencies,
+    positions: Shaped[Array | np.ndarray, "..."] | None,
+    segment_ids: Shaped[Array | np.ndarray, "..."] | None,
+    key: Key[Array, ""] | None,
+    cache: Cache | None,
+) -> None:
+    """Raise ValueError for arguments of `forward` that do not fit together."""
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype}{list(tokens.shape)}.")
     if positions is not None and positions.shape not in (tokens.shape, tokens.shape[1:]):
@@ -166,21 +97,17 @@ def _check(config: DecoderConfig, tokens, freqs, positions, segment_ids, key, ca
         cache.check(config, tokens, freqs)
 
 
-def hidden_states(
+def _hidden_states(
     config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
+    params: Weights,
+    tokens: Tokens,
     freqs: rope.Frequencies,
-    *,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    cache: Cache | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array | tuple[jax.Array, Cache]:
-    """Everything but the head: i32[B, T] -> [B, T, D] in config.dtype, head_scale included.
-
-    Arguments as in `forward`.
-    """
+    positions: Positions | None,
+    segment_ids: Segments | None,
+    cache: _Cache | None,
+    key: Key[Array, ""] | None,
+) -> tuple[Float[Array, "B T D"], _Cache | None]:
+    """`hidden_states`, and the cache if there is one."""
     _check(config, tokens, freqs, positions, segment_ids, key, cache)
     dtype = parameters.real_dtype(config.dtype)
     if cache is not None:
@@ -191,78 +118,160 @@ def hidden_states(
             if segment_ids is None
             else segment_positions(segment_ids)
         )
-    cos, sin = rope.cos_sin(freqs, positions, jnp.promote_types(jnp.float32, dtype))
-    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+    cos, sin = rope.cos_sin(freqs, jnp.asarray(positions), jnp.promote_types(jnp.float32, dtype))
+    keys = split(key, 3)
     # Rows first, then the dtype: the gradient of a row adds up in the parameters' precision.
     # Of a table cut both ways the compiler would look up whole rows everywhere, and cut them afterwards.
     table = constrain(params["embed"], ("vocab", None))
     x = constrain(table[tokens].astype(dtype), ACTIVATIONS)
     x = dropout(x, config.dropout, keys[0])
 
-    def body(carry, scanned):
+    def body(
+        carry: tuple[Float[Array, "B T D"], _Cache | None],
+        scanned: tuple[Mapping[str, Array | Adapted], Key[Array, ""] | None, Int[Array, ""] | None],
+    ) -> tuple[tuple[Float[Array, "B T D"], _Cache | None], None]:
         x, cache = carry
         p, layer_key, index = scanned
+        if cache is None or index is None:
+            return (layer(config, p, x, cos, sin, segment_ids, layer_key), None), None
+        kept = cache
 
-        def attend(q, k, v, **options):
-            nonlocal cache
-            out, cache = cache.attend(index, q, k, v, **options)
+        def attend(
+            q: Float[Array, "B T N H"],
+            k: Float[Array, "B T K H"],
+            v: Float[Array, "B T K H"],
+            *,
+            window: int | None,
+            scale: float | None,
+            kernel: str,
+        ) -> Float[Array, "B T N H"]:
+            nonlocal kept
+            out, kept = kept.attend(index, q, k, v, window=window, scale=scale, kernel=kernel)
             return out
 
-        own = None if cache is None else attend
-        return (layer(config, p, x, cos, sin, segment_ids, layer_key, attend=own), cache), None
+        x = layer(config, p, x, cos, sin, segment_ids, layer_key, attend=attend)
+        return (x, kept), None
 
-    layer_keys = None if key is None else jax.random.split(keys[1], config.n_layers)
+    layer_keys = None if keys[1] is None else jax.random.split(keys[1], config.n_layers)
     indices = None if cache is None else jnp.arange(config.n_layers, dtype=jnp.int32)
     (x, cache), _ = jax.lax.scan(_remat(config, body), (x, cache), (params["layers"], layer_keys, indices))
     x = dropout(rms_norm(x, params["final_norm"], config.norm_eps), config.dropout, keys[2])
     x = x if config.head_scale is None else x * jnp.asarray(config.head_scale, x.dtype)
-    return x if cache is None else (x, cache.advanced(tokens.shape[1]))
+    return x, None if cache is None else cache.advanced(tokens.shape[1])
 
 
-def head(config: DecoderConfig, params: Params) -> jax.Array:
-    """The output weight [D, V]."""
-    return params["embed"].T if config.tie_embeddings else params["head"]
+@overload
+def hidden_states(
+    config: DecoderConfig,
+    params: Weights,
+    tokens: Tokens,
+    freqs: rope.Frequencies,
+    *,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+    key: Key[Array, ""] | None = None,
+    cache: None = None,
+) -> Float[Array, "B T D"]: ...
+@overload
+def hidden_states(
+    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Frequencies, *, cache: _Cache
+) -> tuple[Float[Array, "B T D"], _Cache]: ...
+def hidden_states(
+    config: DecoderConfig,
+    params: Weights,
+    tokens: Tokens,
+    freqs: rope.Frequencies,
+    *,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+    key: Key[Array, ""] | None = None,
+    cache: _Cache | None = None,
+) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], _Cache]:
+    """Everything but the head: the last hidden states in config.dtype, head_scale included.
+
+    Args:
+        config, params, tokens, freqs, positions, segment_ids, cache, key: as for `forward`.
+
+    Returns:
+        The hidden states, and with a cache also the cache with these tokens in it.
+
+    Raises:
+        ValueError: as `forward`.
+    """
+    x, after = _hidden_states(config, params, tokens, freqs, positions, segment_ids, cache, key)
+    return x if after is None else (x, after)
 
 
-def logits(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
-    """Hidden states [..., D] -> [..., V] in promote_types(float32, x.dtype)."""
+def head(config: DecoderConfig, params: Weights) -> Float[Array, "D V"]:
+    """The output weight."""
+    if config.tie_embeddings:
+        return params["embed"].T
+    return params["head"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # there unless tied
+
+
+def logits(config: DecoderConfig, params: Weights, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+    """The logits of hidden states, in promote_types(float32, x.dtype)."""
     return product(x, head(config, params), jnp.promote_types(jnp.float32, x.dtype))
 
 
+@overload
 def forward(
     config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
+    params: Weights,
+    tokens: Tokens,
     freqs: rope.Frequencies,
     *,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    cache: Cache | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array | tuple[jax.Array, Cache]:
-    """Logits of every position: i32[B, T] -> [B, T, V] in promote_types(float32, config.dtype).
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+    cache: None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T V"]: ...
+@overload
+def forward(
+    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Frequencies, *, cache: _Cache
+) -> tuple[Float[Array, "B T V"], _Cache]: ...
+def forward(
+    config: DecoderConfig,
+    params: Weights,
+    tokens: Tokens,
+    freqs: rope.Frequencies,
+    *,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+    cache: _Cache | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], _Cache]:
+    """Logits of every position, in promote_types(float32, config.dtype).
 
-    freqs: the encoding. positions: i32[T] or i32[B, T], default 0 … T-1, or from the start of each
-    document when packed. segment_ids: i32[B, T]; tokens see their own document only. cache: what came
-    before; the result is then (logits, the cache with these tokens in it), and the positions and the table
-    are the cache's own. key: for dropout, in training only. Raises ValueError for other shapes, for tokens
-    that are no integers, when the encoding rotates more dims than a head has, and when the cache was filled
-    under another table (outside jit: inside, tables have no values to compare).
+    Args:
+        config: the decoder.
+        params: its weights, with adapters or without.
+        tokens: token ids.
+        freqs: the encoding.
+        positions: of the tokens, [T] or [B, T]; default 0 … T-1, or counted from the start of each segment.
+        segment_ids: of packed documents; tokens see their own document only.
+        cache: the tokens before these; positions and encoding are then the cache's own.
+        key: for dropout, in training only.
+
+    Returns:
+        The logits, and with a cache also the cache with these tokens in it.
+
+    Raises:
+        ValueError: other shapes, tokens that are not integers, an encoding that rotates more dims than a head
+            has, or a cache that was filled under another table (outside jit: inside, tables have no values to
+            compare).
     """
-    options = dict(positions=positions, segment_ids=segment_ids, cache=cache, key=key)
-    x = hidden_states(config, params, tokens, freqs, **options)
-    if cache is None:
-        return logits(config, params, x)
-    x, cache = x
-    return logits(config, params, x), cache
+    x, after = _hidden_states(config, params, tokens, freqs, positions, segment_ids, cache, key)
+    scores = logits(config, params, x)
+    return scores if after is None else (scores, after)
 
 
 _forward = jax.jit(forward, static_argnums=0)
 
 
 @functools.cache
-def _creator(config: DecoderConfig, mesh: Mesh | None) -> Callable[[PRNGKeyArray], Params]:
-    """The compiled function key -> fresh parameters, where they lie on the mesh."""
+def _creator(config: DecoderConfig, mesh: Mesh | None) -> Callable[[Key[Array, ""]], Params]:
+    """The compiled function that makes fresh parameters of a key, where they lie on the mesh."""
     dtype = jnp.promote_types(jnp.float32, parameters.real_dtype(config.dtype))
     where = None if mesh is None else parameters.shardings(config, mesh)
     return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
@@ -282,6 +291,7 @@ class DecoderFields(TypedDict, total=False):
     rope: rope.RopeSpec | None
     params: Params
     context_length: int | None
+    source: Path | None
 
 
 class Decoder(nnx.Module):
@@ -296,6 +306,7 @@ class Decoder(nnx.Module):
         params: the params pytree (`lm.params` of another decoder).
         context_length: how many positions the checkpoint says that it serves (max_position_embeddings of
             a Hugging Face config.json), None if it does not say. Nothing is cut off there.
+        source: the checkpoint that the weights came from, whose tokenizer and token ids an export keeps.
     """
 
     def __init__(
@@ -306,11 +317,13 @@ class Decoder(nnx.Module):
         rope: rope.RopeSpec | None = None,
         params: Params | None = None,
         context_length: int | None = None,
+        source: Path | None = None,
     ):
         self.config = config
         self.mesh = mesh
         self.rope = rope
         self.context_length = context_length
+        self.source = source
         if params is None:
             params = _creator(config, mesh)(jax.random.key(0) if key is None else key)
         self.embed = nnx.Param(params["embed"])
@@ -348,6 +361,7 @@ class Decoder(nnx.Module):
             "mesh": self.mesh,
             "rope": self.rope,
             "context_length": self.context_length,
+            "source": self.source,
         }
         if "params" not in changes:
             own["params"] = self.params

@@ -1,11 +1,9 @@
-"""Attention: one door, four kernels. Which one runs is decided here, said once, and can be forced.
+"""One attention function over four kernels. The kernel is chosen here, logged once, and can be forced.
 
-splash (TPU) > cuDNN (GPU) > block pairs (anything, O(T) memory) > XLA (short sequences, dropout).
-Over a cache it is cached_attention.
+In order of preference: splash (TPU), cuDNN (GPU), block pairs (any device, O(T) memory), XLA (short
+sequences, dropout). Attention over a cache is in cached_attention.
 """
 
-import contextlib
-import contextvars
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +11,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float, Int, Key
 
 from resonance_jax.model.block_pairs import block_pairs
+from resonance_jax.model.lowering import lowering_for as lowering_for
+from resonance_jax.model.lowering import target
 from resonance_jax.model.splash import splash
 from resonance_jax.model.xla_attention import xla_attention
 
@@ -25,15 +25,20 @@ SHORT_SCORES = 256 * 256
 
 _log = logging.getLogger("resonance_jax")
 _reported: set[tuple[str, str]] = set()
-_target: contextvars.ContextVar["tuple[str, tuple[int, int] | None] | None"] = contextvars.ContextVar(
-    "attention_target", default=None
-)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a kernel is chosen by. segments: None, "shared" by queries and keys, or keys with their "own".
-    offset: None when it is an array. capability: of the GPU, such as (9, 0)."""
+    """What a kernel is chosen by.
+
+    Attributes:
+        platform, capability: see model.lowering.
+        dtype: of queries, keys and values.
+        T, S, H: how many queries and keys there are, and the head size.
+        causal, window, dropout: as in `attention`; dropout is whether there is any.
+        segments: None, "shared" (queries and keys have the same segments) or "own" (keys have their own).
+        offset: key position of query 0; None when it is an array.
+    """
 
     platform: str
     capability: tuple[int, int] | None
@@ -49,37 +54,41 @@ class Request:
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     causal: bool = True,
     window: int | None = None,
-    segment_ids: Array | None = None,
-    kv_segment_ids: Array | None = None,
-    offset: int | Array | None = None,
+    segment_ids: Int[Array | np.ndarray, "B T"] | None = None,
+    kv_segment_ids: Int[Array | np.ndarray, "B S"] | None = None,
+    offset: int | Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, "B"] | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
-    key: Array | None = None,
+    key: Key[Array, ""] | None = None,
     kernel: str = "auto",
-) -> Array:
-    """Grouped-query softmax attention: [B, T, N, H] -> [B, T, N, H] in q's dtype.
+) -> Float[Array, "B T N H"]:
+    """Grouped-query softmax attention, by the kernel that suits the request.
 
     Query t stands at key position p = t + offset. A query that may see no key gives zeros. Softmax statistics
     are in promote_types(float32, dtype).
 
     Args:
-        q: [B, T, N, H].
-        k, v: [B, S, K, H], q's dtype; N is a multiple of K and query head n reads key head n // (N // K).
+        q: queries.
+        k, v: keys and values in q's dtype; N is a multiple of K, query head n reads key head n // (N // K).
         causal: see keys 0 … p only.
         window: of those see only the last `window`, keys p - window + 1 … p (Hugging Face's sliding_window).
-        segment_ids: i32[B, T]; see keys of the same segment only.
-        kv_segment_ids: i32[B, S]; default segment_ids.
-        offset: key position of query 0; default S - T, the queries aligned to the end of the keys. An int, or
-            i32[] or i32[B], traced or not (XLA kernel only).
+        segment_ids: of the queries; a query sees keys of its own segment only.
+        kv_segment_ids: of the keys; default segment_ids.
+        offset: key position of query 0; default S - T, the queries aligned to the end of the keys. As an
+            array, traced or not, it goes with the XLA kernel only; [B] is an offset per row.
         scale: factor on the scores; default H ** -0.5.
         dropout: rate on the attention weights (XLA kernel only); needs `key`.
+        key: of the random numbers for dropout.
         kernel: "auto", or one of "xla", "block_pairs", "cudnn", "splash".
+
+    Returns:
+        What each query attends to, in q's dtype.
 
     Raises:
         ValueError: shapes or options that do not fit, or a forced kernel that cannot do what is asked.
@@ -88,8 +97,9 @@ def attention(
     T, S, H = q.shape[1], k.shape[1], q.shape[3]
     if offset is None or not causal:
         offset = S - T  # without causality it means nothing
-    scale = H**-0.5 if scale is None else scale
-    platform, capability = _platform()
+    factor: float = H**-0.5 if scale is None else scale
+    static_offset = int(offset) if isinstance(offset, int | np.integer) else None
+    platform, capability = target()
     request = Request(
         platform=platform,
         capability=capability,
@@ -100,29 +110,60 @@ def attention(
         causal=causal,
         window=window,
         segments=None if segment_ids is None else "shared" if kv_segment_ids is None else "own",
-        offset=int(offset) if isinstance(offset, int | np.integer) else None,
+        offset=static_offset,
         dropout=dropout > 0,
     )
     name, reason = choose(request, kernel)
     if (name, reason) not in _reported:
         _reported.add((name, reason))
         _log.info("attention: %s (%s)", name, reason)
-    options = dict(causal=causal, window=window, segment_ids=segment_ids, offset=offset, scale=scale)
+    of_keys = segment_ids if kv_segment_ids is None else kv_segment_ids
+    if name == "xla" or static_offset is None:  # which every other kernel refuses
+        return xla_attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            window=window,
+            segment_ids=segment_ids,
+            kv_segment_ids=of_keys,
+            offset=offset,
+            scale=factor,
+            dropout=dropout,
+            key=key,
+        )
     if name == "splash":
-        return splash(q, k, v, **options)
+        return splash(
+            q, k, v, causal=causal, window=window, segment_ids=segment_ids, offset=static_offset, scale=factor
+        )
     if name == "cudnn":
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=causal, local_window_size=local, implementation="cudnn"
+            q, k, v, scale=factor, is_causal=causal, local_window_size=local, implementation="cudnn"
         )
-    options["kv_segment_ids"] = segment_ids if kv_segment_ids is None else kv_segment_ids
-    if name == "block_pairs":
-        return block_pairs(q, k, v, **options)
-    return xla_attention(q, k, v, **options, dropout=dropout, key=key)
+    return block_pairs(
+        q,
+        k,
+        v,
+        causal=causal,
+        window=window,
+        segment_ids=segment_ids,
+        kv_segment_ids=of_keys,
+        offset=static_offset,
+        scale=factor,
+    )
 
 
 def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
-    """The kernel that runs a request, and why. ValueError when a forced kernel cannot."""
+    """The kernel that runs a request, and why.
+
+    Args:
+        request: what is asked.
+        kernel: "auto", or the name of a kernel to force.
+
+    Raises:
+        ValueError: an unknown kernel, or a forced one that cannot do what is asked.
+    """
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel {kernel!r} is not one of {', '.join(KERNELS)}.")
     if kernel != "auto":
@@ -133,7 +174,7 @@ def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
     if request.dropout:
         return "xla", "dropout on the weights"
     if request.T < SHORT_QUERIES or request.T * request.S < SHORT_SCORES:
-        return "xla", f"short: fewer than {SHORT_QUERIES} queries or {SHORT_SCORES} scores a head"
+        return "xla", f"short: fewer than {SHORT_QUERIES} queries or {SHORT_SCORES} scores per head"
     best = {"tpu": "splash", "gpu": "cudnn"}.get(request.platform)
     refusal = _REFUSALS[best](request) if best else None
     if best and refusal is None:
@@ -144,7 +185,7 @@ def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
 
 
 class Choice(NamedTuple):
-    """What this machine computes in and with which kernel, and why, for people."""
+    """The dtype and the kernel that suit a machine, and why, as text for people."""
 
     platform: str
     dtype: str
@@ -153,15 +194,20 @@ class Choice(NamedTuple):
 
 
 def on_this_machine(T: int = 4096, H: int = 128) -> Choice:
-    """The dtype and the kernel that suit this machine for T tokens and heads of H.
+    """The dtype and the kernel that suit this machine.
 
-    bfloat16 where it is fast (TPUs, GPUs of compute capability 8.0 or newer), else float32.
+    The dtype is bfloat16 where that is fast (TPUs, GPUs of compute capability 8.0 or newer), else float32.
+
+    Args:
+        T: tokens of a sequence.
+        H: head size.
     """
-    platform, capability = _platform()
+    platform, capability = target()
     fast = platform == "tpu" or (platform == "gpu" and (capability or (0, 0)) >= (8, 0))
     dtype = "bfloat16" if fast else "float32"
     name = platform + (f" (compute capability {capability[0]}.{capability[1]})" if capability else "")
-    return Choice(name, dtype, *choose(Request(platform, capability, dtype, T, T, H)))
+    kernel, reason = choose(Request(platform, capability, dtype, T, T, H))
+    return Choice(name, dtype, kernel, reason)
 
 
 def _refuse_xla(_: Request) -> str | None:
@@ -186,11 +232,12 @@ def _refuse_lonely_queries(r: Request) -> str | None:
 
 
 def _refuse_cudnn(r: Request) -> str | None:
-    if r.platform != "gpu" or (r.capability or (0, 0)) < (8, 0):
+    capability = r.capability or (0, 0)
+    if r.platform != "gpu" or capability < (8, 0):
         return "needs an NVIDIA GPU of compute capability 8.0 or newer"
     if r.dtype not in ("bfloat16", "float16"):
         return f"needs bfloat16 or float16, not {r.dtype}"
-    largest = 128 if r.capability < (9, 0) else 256
+    largest = 128 if capability < (9, 0) else 256
     if r.H % 8 or largest < r.H:
         return f"needs a head size that is a multiple of 8 up to {largest}, not {r.H}"
     if r.segments:
@@ -216,36 +263,21 @@ _REFUSALS: dict[str, Callable[[Request], str | None]] = {
     "cudnn": _refuse_cudnn,
     "splash": _refuse_splash,
 }
+"""By kernel: why it cannot do what is asked, or None."""
 
 
-@contextlib.contextmanager
-def lowering_for(platform: str, capability: tuple[int, int] | None = None):
-    """Choose kernels for another platform than this process runs on, for `jax.export`.
-
-    A function that was traced before keeps its choice: jit it anew inside.
-    """
-    token = _target.set((platform, capability))
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def _platform() -> tuple[str, tuple[int, int] | None]:
-    """jax's name of the platform (cpu, gpu, tpu) that this trace is for, and the GPU's compute capability."""
-    if _target.get() is not None:
-        return _target.get()
-    device = jax.config.jax_default_device or jax.default_backend()
-    if isinstance(device, str):
-        device = jax.local_devices(backend=device)[0]
-    capability = str(getattr(device, "compute_capability", "")).split(".")
-    numbers = (
-        tuple(int(part) for part in capability) if all(part.isdecimal() for part in capability) else None
-    )
-    return device.platform, numbers
-
-
-def _check(q, k, v, causal, window, segment_ids, kv_segment_ids, dropout, key):
+def _check(
+    q: Float[Array, "..."],
+    k: Float[Array, "..."],
+    v: Float[Array, "..."],
+    causal: bool,
+    window: int | None,
+    segment_ids: Int[Array | np.ndarray, "..."] | None,
+    kv_segment_ids: Int[Array | np.ndarray, "..."] | None,
+    dropout: float,
+    key: Key[Array, ""] | None,
+) -> None:
+    """Raise ValueError for arguments of `attention` that do not fit together."""
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
             f"expected q [B, T, N, H] and k, v [B, S, K, H], got {q.shape}, {k.shape}, {v.shape}."

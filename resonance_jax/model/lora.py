@@ -1,31 +1,35 @@
 """LoRA (Hu et al. 2021): a low-rank product beside every linear weight, x W + (alpha / r) x A B.
 
-Functional: adapters are a pytree of their own, laid over the frozen parameters for a forward and added into
-them for export. B begins at zero, so that the adapted model begins as the model.
+Adapters are a pytree of their own. `adapt` lays them over the frozen parameters for a forward pass, `merge`
+adds them into the parameters for export. B begins at zero, so that the adapted model begins as the model.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.parameters import declare
+from resonance_jax.model.parameters import Parameter, Params, Tree, declare
 from resonance_jax.parallel.mesh import sharding
 from resonance_jax.settings.lora import LoraConfig
 
+Leaf = TypeVar("Leaf")
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 """Every linear layer of the stack; the head is not one of them."""
 
 
 class Adapter(NamedTuple):
-    """a [L, I, r] and b [L, r, O]: the product a @ b is added to a weight [L, I, O]."""
+    """The product a @ b is added to a weight [L, I, O]."""
 
-    a: Any
-    b: Any
+    a: Float[Array, "L I r"]
+    b: Float[Array, "L r O"]
 
 
 @functools.partial(
@@ -33,19 +37,42 @@ class Adapter(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A weight [L, I, O] with its adapter, where the decoder expects a weight. scale: alpha / r."""
+    """A weight with its adapter; the decoder takes it in place of a weight. scale: alpha / r.
 
-    weight: jax.Array
-    a: jax.Array
-    b: jax.Array
+    Stacked [L, I, O], as in the params pytree, or one layer's.
+    """
+
+    __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shardings
+
+    weight: Float[Array, "*layers I O"]
+    a: Float[Array, "*layers I r"]
+    b: Float[Array, "*layers r O"]
     scale: float
     dropout: float
 
 
-def create(config: DecoderConfig, lora: LoraConfig, key: jax.Array, dtype=jnp.float32) -> dict[str, Adapter]:
-    """Fresh adapters by parameter path: a uniform within 1 / sqrt(I) (PEFT's Kaiming bound), b zero."""
+class AdaptedParams(TypedDict):
+    """The params pytree with adapters laid over its linear weights."""
 
-    def adapter(path, p) -> Adapter:
+    embed: Array
+    layers: dict[str, Array | Adapted]
+    final_norm: Array
+    head: NotRequired[Array]
+
+
+def create(
+    config: DecoderConfig, lora: LoraConfig, key: Key[Array, ""], dtype: DTypeLike = jnp.float32
+) -> dict[str, Adapter]:
+    """Fresh adapters of every linear weight, by its path.
+
+    Args:
+        config: the decoder.
+        lora: the rank.
+        key: of a's random numbers, uniform within 1 / sqrt(I) (PEFT's Kaiming bound); b is zero.
+        dtype: of the adapters.
+    """
+
+    def adapter(path: str, p: Parameter) -> Adapter:
         L, I, O = p.shape
         own = jax.random.fold_in(key, crc32(path.encode()))
         a = jax.random.uniform(own, (L, I, lora.rank), dtype, -(I**-0.5), I**-0.5)
@@ -54,37 +81,59 @@ def create(config: DecoderConfig, lora: LoraConfig, key: jax.Array, dtype=jnp.fl
     return {path: adapter(path, p) for path, p in _linear(config).items()}
 
 
-def shardings(config: DecoderConfig, lora: LoraConfig, mesh) -> dict[str, Adapter]:
-    """Where every adapter lies on a mesh: cut along I and O as its weight is."""
+def shardings(
+    config: DecoderConfig, lora: LoraConfig, mesh: Mesh | AbstractMesh
+) -> dict[str, tuple[NamedSharding, NamedSharding]]:
+    """Where every adapter lies on a mesh: Adapters of shardings, cut along I and O as the weight is."""
 
-    def where(p) -> Adapter:
+    def where(p: Parameter) -> tuple[NamedSharding, NamedSharding]:
         L, I, O = p.shape
         a = sharding(mesh, (p.axes[0], p.axes[1], None), (L, I, lora.rank))
-        return Adapter(a, sharding(mesh, (p.axes[0], None, p.axes[2]), (L, lora.rank, O)))
+        b = sharding(mesh, (p.axes[0], None, p.axes[2]), (L, lora.rank, O))
+        return cast(tuple[NamedSharding, NamedSharding], Adapter._make((a, b)))
 
     return {path: where(p) for path, p in _linear(config).items()}
 
 
-def split(params: dict, lora: LoraConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trained whole, frozen): the params pytree as two flat dicts by path."""
+def split(params: Tree[Leaf], lora: LoraConfig) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+    """The leaves that are trained whole, and those that stay as they are, each by path.
+
+    Args:
+        params: the params pytree, or one like it.
+        lora: what is trained whole.
+    """
     flat = flatten(params)
     trained = {path: x for path, x in flat.items() if lora.whole(path)}
     return trained, {path: x for path, x in flat.items() if path not in trained}
 
 
-def adapt(params: dict, adapters: dict[str, Adapter], lora: LoraConfig) -> dict:
-    """The params pytree with adapters laid over it, for the decoder's functions."""
-    over = {
-        path: Adapted(x, *adapters[path], lora.alpha / lora.rank, lora.dropout) if path in adapters else x
-        for path, x in flatten(params).items()
-    }
-    return unflatten(over)
+def adapt(params: Params, adapters: dict[str, Adapter], lora: LoraConfig) -> AdaptedParams:
+    """The params pytree with adapters laid over it, for the decoder's functions.
+
+    Args:
+        params: the frozen weights.
+        adapters: by path, as `create` makes them.
+        lora: their scale and dropout.
+    """
+
+    def over(path: str, x: Float[Array, "..."]) -> Float[Array, "..."] | Adapted:
+        if path not in adapters:
+            return x
+        a, b = adapters[path]
+        return Adapted(x, a, b, lora.alpha / lora.rank, lora.dropout)
+
+    laid = unflatten({path: over(path, x) for path, x in flatten(params).items()})
+    return cast(AdaptedParams, laid)  # only linear weights, which are in the layers, have adapters
 
 
-def merge(params: dict, adapters: dict[str, Adapter], lora: LoraConfig) -> dict:
-    """The params pytree with (alpha / r) a @ b added into the weights, in their dtype."""
+def merge(params: Params, adapters: dict[str, Adapter], lora: LoraConfig) -> Params:
+    """The params pytree with (alpha / r) a @ b added into the weights, in their dtype.
 
-    def added(path, x):
+    Args:
+        params, adapters, lora: as for `adapt`.
+    """
+
+    def added(path: str, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         if path not in adapters:
             return x
         a, b = adapters[path]
@@ -93,17 +142,21 @@ def merge(params: dict, adapters: dict[str, Adapter], lora: LoraConfig) -> dict:
     return unflatten({path: added(path, x) for path, x in flatten(params).items()})
 
 
-def flatten(params: dict) -> dict[str, Any]:
-    """The params pytree by path: {"layers/q": …}."""
+def flatten(params: Tree[Leaf]) -> dict[str, Leaf]:
+    """The leaves of a params pytree by path, such as "embed" or "layers/q"."""
     flat = {f"layers/{name}": x for name, x in params["layers"].items()}
-    return {**{name: x for name, x in params.items() if name != "layers"}, **flat}
+    top = cast(dict[str, Leaf], {name: x for name, x in params.items() if name != "layers"})
+    return {**top, **flat}
 
 
-def unflatten(flat: dict[str, Any]) -> dict:
+def unflatten(flat: dict[str, Leaf]) -> Tree[Leaf]:
+    """The params pytree of leaves by path: `flatten` undone."""
     layers = {path.removeprefix("layers/"): x for path, x in flat.items() if path.startswith("layers/")}
-    return {**{path: x for path, x in flat.items() if "/" not in path}, "layers": layers}
+    top = {path: x for path, x in flat.items() if "/" not in path}
+    return cast(Tree[Leaf], {**top, "layers": layers})
 
 
-def _linear(config: DecoderConfig) -> dict[str, Any]:
+def _linear(config: DecoderConfig) -> dict[str, Parameter]:
+    """The declarations of the linear weights, by path."""
     layers = declare(config)["layers"]
     return {f"layers/{name}": layers[name] for name in LINEAR if name in layers}

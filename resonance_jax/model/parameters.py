@@ -6,17 +6,39 @@ pytree; layers are stacked on axis 0. Weights are stored [in, out].
 
 import dataclasses
 from collections.abc import Callable
+from typing import Generic, NotRequired, TypeAlias, TypedDict, TypeVar
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.parallel.mesh import sharding
 
+Leaf = TypeVar("Leaf")
 
-def real_dtype(name: str) -> jnp.dtype:
+
+class Tree(TypedDict, Generic[Leaf]):
+    """One leaf per parameter of the decoder: its array, its sharding, its declaration.
+
+    layers: by name, each leaf for all L layers. head: only where embeddings are not tied.
+    """
+
+    embed: Leaf
+    layers: dict[str, Leaf]
+    final_norm: Leaf
+    head: NotRequired[Leaf]
+
+
+Params: TypeAlias = Tree[Array]
+"""The arrays: embed [V, D], layers [L, ...], final_norm [D], head [D, V]."""
+
+
+def real_dtype(name: str) -> np.dtype:
     """The dtype of that name. Raises ValueError for float64 unless JAX computes in 64 bits."""
     dtype = jnp.dtype(name)
     if dtype == jnp.float64 and jnp.result_type(float) != jnp.float64:
@@ -26,20 +48,27 @@ def real_dtype(name: str) -> jnp.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """shape and logical axes (parallel.mesh.RULES) of one array; std 0 means ones (a norm's scale)."""
+    """The declaration of one array.
+
+    Attributes:
+        shape: of the array, with the layers first where it has any.
+        axes: the logical axis of each dimension (parallel.mesh.RULES).
+        std: standard deviation of the first values; 0 means ones (a norm's scale).
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     std: float
 
-    def first(self, key: jax.Array, dtype) -> jax.Array:
+    def first(self, key: Key[Array, ""], dtype: DTypeLike) -> Float[Array, "..."]:
+        """First values, drawn in float32 and rounded to `dtype`."""
         if self.std == 0:
             return jnp.ones(self.shape, dtype)
         return (self.std * jax.random.normal(key, self.shape, jnp.float32)).astype(dtype)
 
 
-def declare(config: DecoderConfig) -> dict:
-    """The params pytree as Parameter leaves. L layers, V vocabulary, D model, N, K heads, H head, F MLP."""
+def declare(config: DecoderConfig) -> Tree[Parameter]:
+    """The declaration of every parameter. L layers, V vocabulary, D model, N, K heads, H head, F MLP."""
     c = config
     L, V, D, F = c.n_layers, c.vocab_size, c.d_model, c.d_ff
     queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -56,44 +85,54 @@ def declare(config: DecoderConfig) -> dict:
         return Parameter(shape, axes, std.get(name, other))
 
     layers = {
-        "attn_norm": Parameter((L, D), ("layers", "norm"), 0),
+        "attn_norm": Parameter((L, D), ("layers", "norm"), 0.0),
         "q": weight("q", (L, D, queries), ("layers", "embed", "heads")),
         "k": weight("k", (L, D, keys), ("layers", "embed", "kv_heads")),
         "v": weight("v", (L, D, keys), ("layers", "embed", "kv_heads")),
         "o": weight("o", (L, queries, D), ("layers", "heads", "embed")),
-        "mlp_norm": Parameter((L, D), ("layers", "norm"), 0),
+        "mlp_norm": Parameter((L, D), ("layers", "norm"), 0.0),
         "up": weight("up", (L, D, F), ("layers", "embed", "mlp")),
         "down": weight("down", (L, F, D), ("layers", "mlp", "embed")),
     }
     if c.mlp == "swiglu":
         layers["gate"] = weight("gate", (L, D, F), ("layers", "embed", "mlp"))
-    params = {
+    params: Tree[Parameter] = {
         "embed": weight("embed", (V, D), ("vocab", "embed")),
         "layers": layers,
-        "final_norm": Parameter((D,), ("norm",), 0),
+        "final_norm": Parameter((D,), ("norm",), 0.0),
     }
     if not c.tie_embeddings:
         params["head"] = weight("head", (D, V), ("embed", "vocab"))
     return params
 
 
-def map_declared(fn: Callable[[str, Parameter], object], config: DecoderConfig) -> dict:
-    """fn(path, parameter) over the declaration, as the same pytree; a path reads "layers/q"."""
+def map_declared(fn: Callable[[str, Parameter], Leaf], config: DecoderConfig) -> Tree[Leaf]:
+    """The pytree of fn(path, parameter) over the declaration; a path is such as "embed" or "layers/q"."""
+    declared = declare(config)
+    tree: Tree[Leaf] = {
+        "embed": fn("embed", declared["embed"]),
+        "layers": {name: fn(f"layers/{name}", p) for name, p in declared["layers"].items()},
+        "final_norm": fn("final_norm", declared["final_norm"]),
+    }
+    if "head" in declared:
+        tree["head"] = fn("head", declared["head"])
+    return tree
 
-    def visit(node, path):
-        if isinstance(node, Parameter):
-            return fn(path, node)
-        return {name: visit(child, f"{path}/{name}" if path else name) for name, child in node.items()}
 
-    return visit(declare(config), "")
-
-
-def shardings(config: DecoderConfig, mesh: Mesh) -> dict:
+def shardings(config: DecoderConfig, mesh: Mesh) -> "Tree[NamedSharding]":
     """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
     return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 
 
-def create(config: DecoderConfig, key: jax.Array, dtype=jnp.float32) -> dict:
-    """Fresh parameters. Each draws from the key folded with its own path, so adding one moves no other."""
+def create(config: DecoderConfig, key: Key[Array, ""], dtype: DTypeLike = jnp.float32) -> Params:
+    """Fresh parameters.
+
+    Each draws from the key folded with its own path, so that a new parameter changes no other's values.
+
+    Args:
+        config: the decoder.
+        key: of the random numbers.
+        dtype: of the parameters.
+    """
     # crc32, not hash(): the same on every machine and in every process.
     return map_declared(lambda path, p: p.first(jax.random.fold_in(key, crc32(path.encode())), dtype), config)

@@ -1,40 +1,74 @@
-"""Attention when time is cut over the mesh axis `sequence`: local queries, keys and values gathered.
+"""Attention when time is cut over the mesh axis `sequence`: queries stay cut, keys and values are gathered.
 
-Causal queries near the end see more keys than those near the start. So every device's two halves of queries
-change places before attention: device d works on half d and half 2n-1-d of the 2n there are, which is the
-same work for all n devices (the zigzag of Llama 3's context parallelism, Dubey et al. 2024, section 3.3.2).
+Causal queries near the end see more keys than those near the start. So the devices exchange halves of their
+queries before attention: device d works on half d and half 2n-1-d of the 2n there are, which is the same work
+for all n devices (the zigzag of Llama 3's context parallelism, Dubey et al. 2024, section 3.3.2).
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import lax
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key
 
 from resonance_jax.model.kernel_choice import attention as local_attention
 from resonance_jax.parallel.mesh import automatic_axes, constrain, sharding
 
+_Ids = Int[Array | np.ndarray, "B T"] | None
+_Half = Float[Array, "B half N H"]
 
-def attention(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None, **options) -> Array:
-    """Causal self-attention [B, T, N, H] -> [B, T, N, H], wherever the rows, heads and times lie.
 
-    Options as model.attention's. Time that its mesh axis cannot cut in equal halves, and dropout, leave the
-    cutting to the compiler.
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    segment_ids: Int[Array | np.ndarray, "B T"] | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    key: Key[Array, ""] | None = None,
+    kernel: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Causal self-attention on any mesh, or on none.
+
+    Where the mesh axis `sequence` does not divide time into equal halves, and for dropout, the compiler
+    decides how the work is cut.
+
+    Args:
+        q, k, v, segment_ids, window, scale, dropout, key, kernel: as for model.attention.
     """
     axes, T = automatic_axes(q), q.shape[1]
     shards = axes.get("sequence", 1)
-    if shards == 1 or T % (2 * shards) or options.get("dropout"):
+    if shards == 1 or T % (2 * shards) or dropout:
         q = constrain(q, ("batch", "time", "heads", None))
         k, v = (constrain(x, ("batch", None, "kv_heads", None)) for x in (k, v))
-        return local_attention(q, k, v, segment_ids=segment_ids, **options)
+        return local_attention(
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            window=window,
+            scale=scale,
+            dropout=dropout,
+            key=key,
+            kernel=kernel,
+        )
     half = T // (2 * shards)
     swap, mesh = _exchange(shards), jax.typeof(q).sharding.mesh
-    options = {name: value for name, value in options.items() if name not in ("dropout", "key")}
 
-    def on(device: int):
+    def on(
+        device: int,
+    ) -> Callable[[list[_Half], Float[Array, "B T K H"], Float[Array, "B T K H"], _Ids], tuple[_Half, _Half]]:
         """What one device computes: offsets have to be known when a kernel is planned."""
 
-        def attend(halves, k, v, ids):
-            return tuple(
+        def attend(
+            halves: list[_Half], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], ids: _Ids
+        ) -> tuple[_Half, _Half]:
+            first, second = (
                 local_attention(
                     part,
                     k,
@@ -42,14 +76,19 @@ def attention(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None,
                     offset=chunk * half,
                     segment_ids=None if ids is None else ids[:, chunk * half : (chunk + 1) * half],
                     kv_segment_ids=ids,
-                    **options,
+                    window=window,
+                    scale=scale,
+                    kernel=kernel,
                 )
                 for part, chunk in zip(halves, _chunks(device, shards), strict=True)
             )
+            return first, second
 
         return attend
 
-    def part(q, k, v, ids):
+    def part(
+        q: Float[Array, "B local N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], ids: _Ids
+    ) -> Float[Array, "B local N H"]:
         halves = zip(jnp.split(q, 2, axis=1), swap, strict=True)
         halves = [lax.ppermute(x, "sequence", pairs) for x, pairs in halves]
         branches = [on(device) for device in range(shards)]
@@ -72,6 +111,7 @@ def attention(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None,
 
 
 def _owner(chunk: int, shards: int) -> int:
+    """The device that works on a chunk, half of a device's time."""
     return min(chunk, 2 * shards - 1 - chunk)
 
 
@@ -81,6 +121,6 @@ def _exchange(shards: int) -> list[list[tuple[int, int]]]:
 
 
 def _chunks(device: int, shards: int) -> tuple[int, int]:
-    """The chunks that a device has then: first halves are the even ones."""
-    mine = device, 2 * shards - 1 - device
-    return mine if device % 2 == 0 else mine[::-1]
+    """The two chunks that a device works on, the even one first (the first half of its device's time)."""
+    mine, far = device, 2 * shards - 1 - device
+    return (mine, far) if device % 2 == 0 else (far, mine)

@@ -1,28 +1,28 @@
-"""Attention as it is written down, [T, S] scores and all: for short sequences and dropout."""
+"""Attention by its definition, with all [T, S] scores in memory: for short sequences and dropout."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from resonance_jax.model.dropout import dropout as drop
 
 
 def xla_attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
     *,
     causal: bool,
     window: int | None,
-    segment_ids: Array | None,
-    kv_segment_ids: Array | None,
-    offset: int | Array,
+    segment_ids: Int[Array | np.ndarray, "B T"] | None,
+    kv_segment_ids: Int[Array | np.ndarray, "B S"] | None,
+    offset: int | Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, "B"],
     scale: float,
     dropout: float = 0.0,
-    key: Array | None = None,
-) -> Array:
-    """Softmax attention [B, T, N, H] -> [B, T, N, H]; arguments as `attention`'s."""
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention; arguments as `attention`'s, all of them given."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     wide = np.promote_types(np.float32, q.dtype)
@@ -36,8 +36,16 @@ def xla_attention(
     return out.reshape(B, T, N, H).astype(q.dtype)
 
 
-def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
-    """bool[1 or B, T, S]: which keys each query sees."""
+def _visible(
+    T: int,
+    S: int,
+    offset: int | Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, "B"],
+    causal: bool,
+    window: int | None,
+    segment_ids: Int[Array | np.ndarray, "B {T}"] | None,
+    kv_segment_ids: Int[Array | np.ndarray, "B {S}"] | None,
+) -> Bool[Array, "rows {T} {S}"]:
+    """Which keys each query sees, for all rows at once (one row) or for each of the B."""
     first = jnp.reshape(jnp.asarray(offset, jnp.int32), (-1, 1, 1))
     query = first + jnp.arange(T, dtype=jnp.int32)[None, :, None]
     back = query - jnp.arange(S, dtype=jnp.int32)[None, None, :]
@@ -46,6 +54,6 @@ def _visible(T, S, offset, causal, window, segment_ids, kv_segment_ids):
         seen = seen & (back >= 0)
     if window is not None:
         seen = seen & (back < window)
-    if segment_ids is not None:
+    if segment_ids is not None and kv_segment_ids is not None:
         seen = seen & (segment_ids[:, :, None] == kv_segment_ids[:, None, :])
     return seen

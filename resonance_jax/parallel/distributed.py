@@ -18,12 +18,22 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> int:
-    """Join the other processes, before anything looks at devices; returns the number of this process.
+    """Join the other processes of a run. Call it before anything looks at devices.
 
-    A process that has no others, and is told of none, goes on alone. Raises ValueError when only some of the
-    three values are known, or they cannot be.
+    A process that is told of no others, and is not on a Cloud TPU, goes on alone.
+
+    Args:
+        coordinator: "host:port" of the first process; default the environment's JAX_COORDINATOR_ADDRESS.
+        processes: how many there are; default JAX_NUM_PROCESSES.
+        process: which of them this is, from 0; default JAX_PROCESS_ID.
+
+    Returns:
+        The number of this process.
+
+    Raises:
+        ValueError: only some of the three values are known, or they contradict each other.
     """
-    given = [coordinator, processes, process]
+    given: list[str | int | None] = [coordinator, processes, process]
     stated = [
         os.environ.get(name) if value is None else value for name, value in zip(VARIABLES, given, strict=True)
     ]
@@ -38,24 +48,26 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     return jax.process_index()
 
 
-def _complete(stated: list) -> tuple[str, int, int]:
-    missing = [name for name, value in zip(VARIABLES, stated, strict=True) if value is None]
-    if missing:
+def _complete(stated: list[str | int | None]) -> tuple[str, int, int]:
+    """The three values as numbers, once all of them are known. Raises ValueError where they are not."""
+    address, count, number = stated
+    if address is None or count is None or number is None:
+        missing = [name for name, value in zip(VARIABLES, stated, strict=True) if value is None]
         raise ValueError(
             f"several processes need {', '.join(VARIABLES)} (or the arguments of those names); "
             f"{' and '.join(missing)} is missing."
         )
     try:
-        processes, process = int(stated[1]), int(stated[2])
+        processes, process = int(count), int(number)
     except ValueError:
-        raise ValueError(f"process {stated[2]!r} of {stated[1]!r}: expected two whole numbers.") from None
+        raise ValueError(f"process {number!r} of {count!r}: expected two whole numbers.") from None
     if not 0 <= process < processes:
         raise ValueError(f"there is no process {process} of {processes}; they count from 0.")
-    return stated[0], processes, process
+    return str(address), processes, process
 
 
 def on_cloud_tpu() -> bool:
-    """Whether this host is part of a Cloud TPU slice, told without opening its chips."""
+    """Whether this host is part of a Cloud TPU slice. Looks at files only: it does not open the chips."""
     if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
     chips = any(any(Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*"))
@@ -63,7 +75,7 @@ def on_cloud_tpu() -> bool:
 
 
 def wait(name: str) -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has called this with the same name."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 
@@ -71,7 +83,10 @@ def wait(name: str) -> None:
 
 
 def first_says(answer: bool) -> bool:
-    """The first process's answer, on all of them: they may not share a disk."""
+    """The answer of the first process, on every process.
+
+    For questions about files, since the processes may not share a disk.
+    """
     if jax.process_count() == 1:
         return answer
     from jax.experimental.multihost_utils import broadcast_one_to_all
@@ -81,7 +96,7 @@ def first_says(answer: bool) -> bool:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """The block runs on the first process, and then on the others, which find what it has written."""
+    """Run a block on the first process and then on the others, which find what it has written."""
     if jax.process_index() > 0:
         wait("first process first")
     yield

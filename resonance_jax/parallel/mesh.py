@@ -6,10 +6,14 @@ says where it lies. A dimension that its mesh axes do not divide stays whole.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
+Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its type
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -26,9 +30,18 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def fill(devices: int, data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> dict[str, int]:
-    """The mesh's sizes by axis over so many devices. One of them may be -1: what is left.
+    """The size of every mesh axis over a number of devices.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    Args:
+        devices: how many devices the mesh has.
+        data, fsdp, tensor, sequence: the sizes of its axes. One of them may be -1: it gets the devices that
+            the others leave.
+
+    Returns:
+        The sizes by axis, in the order of AXES.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor, sequence]
     known = math.prod(size for size in sizes if size != -1)
@@ -40,19 +53,42 @@ def fill(devices: int, data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: 
     return dict(zip(AXES, sizes, strict=True))
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices (or those given), its sizes as `fill`'s."""
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    devices: Sequence[Device] | None = None,
+) -> Mesh:
+    """A mesh with the four axes of this package.
+
+    Args:
+        data, fsdp, tensor, sequence: the sizes of its axes, as in `fill`.
+        devices: what it is made of; default all devices of all processes.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(fill(len(devices), data, fsdp, tensor, sequence).values())
     # Auto, not the default Explicit: the compiler propagates shardings through contractions.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
-def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of this shape with these logical axes lies on the mesh."""
+def sharding(
+    mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> NamedSharding:
+    """Where an array lies on a mesh.
+
+    Args:
+        mesh: the mesh.
+        axes: the logical axis of each dimension, a name in RULES, or None for a dimension that stays whole.
+        shape: the array's.
+    """
     used: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(name for name in RULES.get(axis, ()) if mesh.shape[name] > 1)
+        rule = () if axis is None else RULES.get(axis, ())
+        names = tuple(name for name in rule if mesh.shape[name] > 1)
         count = 1
         for name in names:
             count *= mesh.shape[name]
@@ -60,19 +96,26 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
     return NamedSharding(mesh, PartitionSpec(*used))
 
 
-def automatic_axes(x: jax.Array) -> dict[str, int]:
-    """Inside a trace: name and size of the mesh axes along which the compiler may have cut x.
+def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:
+    """Inside a trace: name and size of the mesh axes along which the compiler may cut x.
 
-    Empty without a mesh, and inside `jax.shard_map`, where x is one device's part. How x itself is cut is
-    decided only when the whole program is compiled.
+    There are none without a mesh, and none inside `jax.shard_map`, where x is one device's part. How x itself
+    is cut is decided only when the whole program is compiled.
     """
     mesh = jax.typeof(x).sharding.mesh
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Inside a trace: x, held to where its logical axes lie on the mesh; x itself without automatic axes."""
+def constrain(x: Shaped[Array, "*shape"], axes: tuple[str | None, ...]) -> Shaped[Array, "*shape"]:
+    """Inside a trace: x, told to lie where RULES put its logical axes.
+
+    Without automatic axes (see `automatic_axes`) it is x as it was.
+
+    Args:
+        x: an array of the trace.
+        axes: the logical axis of each dimension, as in `sharding`.
+    """
     mesh = jax.typeof(x).sharding.mesh
     if mesh.size == 1 or not automatic_axes(x).keys() >= set(AXES):
         return x

@@ -5,29 +5,67 @@ case of one host with a few devices and a model that fits on each.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from resonance_jax.parallel.mesh import Device
+
+Weights = TypeVar("Weights")
+"""A pytree of arrays."""
+Rest = TypeVarTuple("Rest")
 
 
-def over_devices(fn: Callable, devices: Sequence[jax.Device] | None = None) -> Callable:
-    """fn(params, rows, *rest) -> out, run on all local devices at once.
+def replicate(params: Weights, devices: Sequence[Device] | None = None) -> Weights:
+    """Copy a pytree to every local device, once, for any number of calls of an `over_devices` function.
 
-    rows and out are arrays whose axis 0 is the row; params and rest go to every device whole. The rows are
-    padded by repeating the last one, so any number of them works. Returns out on the host.
+    Args:
+        params: a pytree of arrays. Those that lie on all the devices already are not copied again.
+        devices: as for `over_devices`.
+
+    Returns:
+        The same pytree, each of its arrays whole on every device.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
-    compiled: dict[int, Callable] = {}
+    mesh = Mesh(np.array(_local(devices)), ("rows",))
+    return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
-    def run(params, rows, *rest):
+
+def over_devices(
+    fn: Callable[[Weights, Shaped[Array, "rows ..."], *Rest], Shaped[Array, "rows ..."]],
+    devices: Sequence[Device] | None = None,
+) -> Callable[[Weights, Shaped[Array | np.ndarray, "rows ..."], *Rest], Shaped[np.ndarray, "rows ..."]]:
+    """Run a function of weights and rows on several devices at once, each with its share of the rows.
+
+    Args:
+        fn: fn(params, rows, *rest) -> out; rows and out are arrays whose axis 0 is the row.
+        devices: of this host; default all of them.
+
+    Returns:
+        The function of the same arguments that gives `out` on the host. It repeats the last row where the
+        devices do not divide the rows, so any number of rows works. params and rest go whole to every device:
+        give params that `replicate` has put there, or every call copies them anew.
+    """
+    local = _local(devices)
+    compiled: dict[int, Callable[..., Array]] = {}
+
+    def run(
+        params: Weights, rows: Shaped[Array | np.ndarray, "rows ..."], *rest: *Rest
+    ) -> Shaped[np.ndarray, "rows ..."]:
         rows = np.asarray(rows)
         if len(rest) not in compiled:
             axes = (None, 0, *(None for _ in rest))
-            compiled[len(rest)] = jax.pmap(fn, in_axes=axes, devices=devices)
-        each = -(-len(rows) // len(devices))
-        index = np.minimum(np.arange(each * len(devices)), len(rows) - 1)
-        split = rows[index].reshape(len(devices), each, *rows.shape[1:])
+            compiled[len(rest)] = jax.pmap(fn, in_axes=axes, devices=local)
+        each = -(-len(rows) // len(local))
+        index = np.minimum(np.arange(each * len(local)), len(rows) - 1)
+        split = rows[index].reshape(len(local), each, *rows.shape[1:])
         out = np.asarray(compiled[len(rest)](params, split, *rest))
         return out.reshape(-1, *out.shape[2:])[: len(rows)]
 
     return run
+
+
+def _local(devices: Sequence[Device] | None) -> list[Device]:
+    return jax.local_devices() if devices is None else list(devices)

@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -136,17 +137,18 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
     if rope_type not in known:
         raise ValueError(f"unknown rope type {rope_type!r}; known are {', '.join(known)}.")
     method, stated_by, resonance = known[rope_type]
+    parameters = _known_keys(parameters, rope_type, stated_by.keys + _OF_EVERY_TYPE)
     for key, value in parameters.items():
-        keys = stated_by.keys + _OF_EVERY_TYPE
-        if key not in keys:
-            raise ValueError(
-                f"rope type {rope_type!r} does not know the key {key!r}; it knows {', '.join(keys)}."
-            )
         if value and key in stated_by.refused:
             raise ValueError(f"{rope_type} with {key}=true {stated_by.refused[key]}.")
     flag = config.get("resonance_rope") or False
     if not isinstance(flag, bool):
         raise ValueError(f"resonance_rope must be true or false, got {flag!r}.")
+    top, inner = config.get("rope_theta"), parameters.get("rope_theta")
+    if layer_type is None and None not in (top, inner) and top != inner:
+        raise ValueError(
+            f"rope_theta is {top!r} at the top level of the config, {inner!r} beside {rope_type!r}: keep one."
+        )
     both: dict[str, Any] = {**{k: v for k, v in config.items() if v is not None}, **parameters}
     return RopeSpec(
         method=method,
@@ -157,6 +159,19 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
         **_lengths(config, parameters, layer_type),
         **_options(parameters, stated_by, METHODS[method]),
     )
+
+
+def _known_keys(parameters: Config, rope_type: str, keys: tuple[str, ...]) -> Config:
+    """The keys that the type knows; of others transformers only warns, and so do we."""
+    for key in parameters:
+        if key.startswith("mrope"):
+            raise ValueError(f"the key {key!r} gives a token several positions, which is not supported.")
+        if key not in keys:
+            warnings.warn(
+                f"rope type {rope_type!r} does not know the key {key!r}, which is passed over, as "
+                f"transformers does; it knows {', '.join(keys)}."
+            )
+    return {key: value for key, value in parameters.items() if key in keys}
 
 
 def _head_dim(config: Config) -> Any:

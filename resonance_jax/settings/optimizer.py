@@ -13,7 +13,7 @@ class OptimizerConfig:
     The schedules: "linear" (after the warmup down to zero over the real number of steps: the paper's
     fine-tuning), "cosine" (down to a tenth), "constant", and "onecycle" (PyTorch's OneCycleLR with a cosine
     anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). Raises ValueError for
-    numbers that no training can have.
+    another schedule, or a warmup that is no share.
     """
 
     lr: float = 2e-5
@@ -33,7 +33,7 @@ class OptimizerConfig:
     clip: float | None = None
     """Largest global norm of the gradient; none by default, as in the paper."""
     freeze: tuple[str, ...] = ()
-    """Paths of parameters that get neither update nor decay, whole or up to a slash: embed, layers/up."""
+    """Parameter paths that get neither update nor decay, whole or up to a slash: embed, layers, layers/up."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -1,6 +1,7 @@
 """Corpora by path and the embedded one: documents, splits, fingerprints, a sentence for every bad input."""
 
 import gzip
+import hashlib
 import json
 import platform
 
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resonance_jax import data
 
@@ -171,6 +174,122 @@ def test_the_fingerprint_tells_names_and_texts_apart(tmp_path):
     assert len(set(seen)) == 5 and seen[0] == fingerprint([{"text": "ab"}, {"text": "c"}])
 
 
+def test_the_split_to_score_where_none_is_named(stdlib, tmp_path):
+    write_folder(tmp_path, [f"{i}.txt" for i in range(30)])
+    mine = data.corpus(tmp_path)
+    assert texts(mine.split()) == texts(mine) and mine.split().name == f"{tmp_path.name}/all"
+    assert stdlib.default_split == "heldout" and stdlib.split().name == "stdlib/heldout"
+    assert texts(mine.split("heldout").split()) == texts(mine.split("heldout"))
+
+
+def counted(documents):
+    """A corpus of documents, and the list to which every reading of it adds one."""
+    readings = []
+
+    def read():
+        readings.append(1)
+        yield from documents
+
+    from resonance_jax.data.splits import split_by_name
+
+    return data.Corpus("counted", read, split_by_name(read)), readings
+
+
+@pytest.mark.parametrize("split", ["all", "train", "heldout"])
+def test_a_split_is_read_once_and_its_facts_cost_no_more(split):
+    corpus, readings = counted([data.Document(f"{i}", f"text {i}") for i in range(40)])
+    part = corpus.split(split)
+    assert len(list(part)) == part.describe()["documents"] and part.was_read and part.fingerprint
+    assert len(readings) == 1
+
+
+def slowly_split(names):
+    """Which names are held out, by the rule as it reads: a tenth by hash, never none, never all."""
+    rank = {name: int.from_bytes(hashlib.sha1(name.encode()).digest()[:8], "big") for name in names}
+    heldout = {name for name in names if rank[name] % 10 == 0}
+    if not heldout:
+        return {min(names, key=rank.get)}
+    return heldout - {max(names, key=rank.get)} if len(heldout) == len(names) else heldout
+
+
+@given(st.lists(st.integers(0, 10_000).map(str), min_size=2, max_size=40, unique=True))
+def test_splits_in_one_reading_are_those_of_the_rule(names):
+    corpus, _ = counted([data.Document(name, "x") for name in names])
+    heldout = slowly_split(names)
+    assert [d.name for d in corpus.split("heldout")] == [name for name in names if name in heldout]
+    assert [d.name for d in corpus.split("train")] == [name for name in names if name not in heldout]
+
+
+def test_of_documents_that_would_all_be_held_out_one_is_not():
+    names = [str(i) for i in range(1000) if slowly_split([str(i), "0"]) >= {str(i)}]
+    names = [n for n in names if int.from_bytes(hashlib.sha1(n.encode()).digest()[:8], "big") % 10 == 0][:3]
+    corpus, _ = counted([data.Document(name, "x") for name in names])
+    assert (
+        len(names) == 3 and len(list(corpus.split("heldout"))) == 2 and len(list(corpus.split("train"))) == 1
+    )
+
+
+def test_text_that_changes_between_two_readings_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    corpus = data.corpus(tmp_path / "a.txt")
+    assert corpus.fingerprint
+    (tmp_path / "a.txt").write_text("two")
+    with pytest.raises(ValueError, match=r"a\.txt changed while it was being used"):
+        list(corpus)
+
+
+# --- documents without text
+
+
+def test_what_holds_no_text_is_left_out_and_told_of(tmp_path):
+    records = [
+        {"text": "one"},
+        {"text": None},
+        {"text": ""},
+        {"body": "b"},
+        {"text": "half \ud800"},
+        {"text": None, "input_ids": []},
+        {"text": None, "input_ids": [5]},
+        {"text": " "},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus, left_out = data.corpus(tmp_path / "a.jsonl"), []
+    kept = list(corpus.documents(left_out.append))
+    assert [(d.name, d.text) for d in kept] == [("a.jsonl:1", "one"), ("a.jsonl:7", ""), ("a.jsonl:8", " ")]
+    assert kept[1].tokens.tolist() == [5]
+    expected = {
+        2: "is null",
+        3: "is empty",
+        4: "no field 'text'",
+        5: "surrogate pair at character 5",
+        6: "is null",
+    }
+    assert [each.name for each in left_out] == [f"a.jsonl:{number}" for number in expected]
+    for each, (number, reason) in zip(left_out, expected.items(), strict=True):
+        assert reason in each.reason and f"line {number} of" in each.reason
+    with pytest.warns(
+        data.LeftOutWarning, match=r"a\.jsonl: 5 document\(s\) left out; the first: .* is null"
+    ):
+        assert len(list(corpus)) == 3
+
+
+def test_left_out_documents_belong_to_one_split_each():
+    items = [data.Document(f"{i}", "x") if i % 2 else data.LeftOut(f"{i}", "why") for i in range(60)]
+    corpus, _ = counted(items)
+    found = {}
+    for split in ("train", "heldout"):
+        found[split] = []
+        list(corpus.split(split).documents(found[split].append))
+    assert sorted(found["train"] + found["heldout"], key=lambda each: int(each.name)) == items[::2]
+    assert 0 < len(found["heldout"]) < 10
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n')
+    message = complaint(tmp_path / "a.jsonl")
+    assert "is empty: it holds no text; 2 document(s) left out." in message and "line 1 of" in message
+
+
 # --- bad input: one sentence each
 
 
@@ -190,6 +309,11 @@ def test_missing_or_unknown(tmp_path):
 def test_empty(tmp_path):
     (tmp_path / "a.txt").write_text("")
     assert "a.txt is empty" in complaint(tmp_path / "a.txt")
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    assert "a.jsonl is empty: it holds no text." in complaint(tmp_path / "a.jsonl")
+    assert "no file or folder ''" in complaint("")
+    assert "cannot be read: File name too long" in complaint("x" * 5000)
+    assert "cannot be read: embedded null" in complaint("a\0b")
     (tmp_path / "folder").mkdir()
     assert "holds no text file" in complaint(tmp_path / "folder")
 
@@ -208,17 +332,28 @@ def test_bad_records_name_the_line_or_row(tmp_path):
         (tmp_path / "a.jsonl").write_bytes(content)
         return complaint(tmp_path / "a.jsonl")
 
-    missing = of(b'{"text": "a"}\n{"body": "b", "meta": 1}\n')
+    missing = of(b'\n{"body": "b", "meta": 1}\n')
     assert (
         "line 2 of" in missing and "'text'" in missing and "body, meta" in missing and "text_field" in missing
     )
     assert "line 1 of" in of(b"{'text': 1}\n")
-    assert "not a JSON object" in of(b"[1, 2]\n")
+    assert "line 2 of" in of(b'{"text": "a"}\n{"text": "b"\n')
+    assert "element 0 of" in (found := of(b"[1, 2]\n")) and "a number, expected a JSON object" in found
+    assert "line 1 of" in (found := of(b"[1]\n[2]\n")) and "a JSON array, expected a JSON object" in found
     assert "expected a string" in of(b'{"text": 3}\n')
+    assert "expected a string" in of(b'{"text": ["a"], "input_ids": [1]}\n')
     assert "surrogate" in of(b'{"text": "\\ud800"}\n')
     assert "flat list of whole numbers" in of(b'{"input_ids": [1.5]}\n')
     assert "flat list of whole numbers" in of(b'{"input_ids": [[1], [2, 3]]}\n')
+    assert "flat list of whole numbers" in of(b'{"input_ids": 7}\n')
+    assert "flat list of whole numbers" in of(b'{"input_ids": "abc"}\n')
+    assert "flat list of whole numbers" in of(b'{"input_ids": [true]}\n')
+    assert "flat list of whole numbers" in of(b'{"input_ids": [1' + b"0" * 400 + b"]}\n")
+    assert "flat list of whole numbers" in of(b'{"input_ids": ' + b"[" * 500 + b"]" * 500 + b"}\n")
     assert "outside" in of(b'{"input_ids": [-1]}\n')
+    assert "outside" in of(b'{"input_ids": [2147483648]}\n')
+    assert "thousands of digits" in of(b'{"input_ids": [1' + b"0" * 5000 + b"]}\n")
+    assert "nested too deeply" in of(b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
 
 
 def test_broken_files(tmp_path):
@@ -229,7 +364,7 @@ def test_broken_files(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"")[:10] + b"nonsense, not deflated")
     assert "cannot be read to its end" in complaint(tmp_path / "a.jsonl.gz")
     (tmp_path / "a.jsonl.zst").write_bytes(b"not zstd")
-    assert "cannot be read to its end" in complaint(tmp_path / "a.jsonl.zst")
+    assert "line 1 of" in (found := complaint(tmp_path / "a.jsonl.zst")) and "is not JSON" in found
     pq.write_table(pa.table({"body": ["one"]}), tmp_path / "b.parquet")
     assert "no field 'text'" in complaint(tmp_path / "b.parquet")
 

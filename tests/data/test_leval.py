@@ -58,16 +58,28 @@ def test_what_cannot_be_used_is_said_and_the_rest_is_read(write):
         record(outputs=["A", None]),
         "{broken",
         record(outputs=["A", " "]),
+        record(instructions=["half \ud800?", "Whole?"]),
+        record(input="half \udfff"),
+        record(outputs=["A", "\udc00"]),
+        record(evaluation=3),
+        "[" * 100_000,
+        '{"input": 1' + "0" * 5000 + "}",
     )
     questions, problems = leval.read(folder, "coursera")
-    assert [question.id for question in questions] == ["0:0", "0:1", "6:0"]
+    assert [question.id for question in questions] == ["0:0", "0:1", "6:0", "7:1", "9:0"]
     expected = [
         "'input' in line 2",
         "document in line 3 .* is empty",
         "2 instructions but 1 outputs in line 4",
-        "line 5 .* is not a string",
+        "'outputs' in line 5 .* is null, expected a string",
         "line 6 .* is not JSON",
         "Question 1 in line 7 .* is empty",
+        "Question 0 in line 8 .* half a surrogate pair",
+        "document in line 9 .* half a surrogate pair",
+        "Question 1 in line 10 .* half a surrogate pair",
+        "'evaluation' in line 11 .* is a number, expected a string",
+        "line 12 .* is nested too deeply",
+        "line 13 .* thousands of digits",
     ]
     assert len(problems) == len(expected)
     for problem, pattern in zip(problems, expected, strict=True):

@@ -120,3 +120,34 @@ def test_a_copy_in_a_format_that_needs_tensorflow(tmp_path, monkeypatch):
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="cannot be read without TensorFlow"):
         data.corpus("gov_report/crs_html", data_dir=tmp_path)
+
+
+def test_a_shard_that_was_cut_off_leaves_documents_out_and_never_makes_any_up(tmp_path, monkeypatch):
+    import tensorflow_datasets.summarization.gov_report  # noqa: F401
+
+    write_gov_report(tmp_path / "raw", "crs", "reports")
+    prepare("gov_report/crs_whitespace", tmp_path / "tfds", tmp_path / "raw", monkeypatch)
+    (shard,) = tmp_path.glob("tfds/gov_report/*/*/*-validation.array_record*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    corpus, left_out = data.corpus("gov_report/crs_whitespace", data_dir=tmp_path / "tfds"), []
+    kept = list(corpus.documents(left_out.append))
+    assert {d.name for d in kept} == {"train/a", "train/b", "test/d"}
+    assert all(d.text == "Überblick\nOne.\nTwo." for d in kept)
+    assert [each.reason for each in left_out] == ["The field 'reports' of record 0 of validation is null."]
+    with pytest.raises(ValueError, match="holds no text; 1 document"):
+        list(corpus.split("validation"))
+
+
+@pytest.mark.parametrize("damaged", ["dataset_info.json", "*-test.array_record*"])
+def test_a_damaged_copy_is_one_sentence(tmp_path, monkeypatch, damaged):
+    import tensorflow_datasets.summarization.gov_report  # noqa: F401
+
+    write_gov_report(tmp_path / "raw", "crs", "reports")
+    prepare("gov_report/crs_whitespace", tmp_path / "tfds", tmp_path / "raw", monkeypatch)
+    (path,) = tmp_path.glob(f"tfds/gov_report/*/*/{damaged}")
+    path.write_bytes(b"\xff\0")
+    with pytest.raises(
+        ValueError, match=r"prepared copy of gov_report/crs_whitespace.* prepare it again"
+    ) as error:
+        list(data.corpus("gov_report/crs_whitespace", data_dir=tmp_path / "tfds"))
+    assert "\n" not in str(error.value)

@@ -1,7 +1,7 @@
-"""Tokenizers: round trips, explicit special tokens, where BOS and EOS are looked up, bad files."""
+"""Tokenizers: round trips, special tokens that stay text, bad files."""
 
 import json
-from itertools import pairwise
+import random
 
 import numpy as np
 import pytest
@@ -66,6 +66,7 @@ def test_bytes_facts():
     tokenizer = data.tokenizer("bytes")
     facts = (tokenizer.name, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     assert facts == ("bytes", 258, 256, 257, 257)
+    assert tokenizer.eos_ids == (257,) and tokenizer.chat_template is None
     assert tokenizer.decode([0xC3, 65]) == "\ufffdA"
     assert tokenizer.decode(np.array([], np.int32)) == ""
 
@@ -107,28 +108,6 @@ def test_a_directory_prefers_tokenizer_json(bpe, pieces, tmp_path):
     assert data.tokenizer(tmp_path).vocab_size == 300
 
 
-# Where BOS is looked up, from the last resort to the first; each beats those before it.
-LOOKUPS = [
-    (None, None, 0),  # the well-known name <s>
-    ("config.json", {"bos_token_id": [300, 11, 12], "pad_token_id": -1}, 11),
-    ("special_tokens_map.json", {"bos_token": {"content": "<pad>"}}, 2),
-    ("tokenizer_config.json", {"bos_token": "</s>"}, 1),
-]
-
-
-def test_each_place_for_bos_beats_the_ones_after_it(bpe, tmp_path):
-    (tmp_path / "tokenizer.json").write_bytes(bpe.read_bytes())
-    fingerprints = []
-    for file, content, expected in LOOKUPS:
-        if file:
-            (tmp_path / file).write_text(json.dumps(content))
-        tokenizer = data.tokenizer(tmp_path)
-        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (expected, 1, 1)
-        fingerprints.append(tokenizer.fingerprint)
-    assert data.tokenizer(tmp_path, bos=42).bos_id == 42
-    assert all(a != b for a, b in pairwise(fingerprints))
-
-
 def test_no_special_tokens_at_all(tmp_path):
     from tokenizers import Tokenizer, models
 
@@ -151,12 +130,87 @@ def test_bad_input_is_one_sentence(bpe, tmp_path):
 
     assert "There is no tokenizer 'llama'" in complaint("llama")
     assert "no tokenizer.json and no tokenizer.model" in complaint(tmp_path)
-    assert "leave bos and eos out" in complaint("bytes", bos=1)
+    assert "There is no tokenizer ''" in complaint("")
+    assert "bytes has no token '<s>', given as bos" in complaint("bytes", bos="<s>")
+    assert "in 0 ... 257, not 258" in complaint("bytes", eos=258)
     assert "in 0 ... 299, not 300" in complaint(bpe, eos=300)
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
     assert "tiktoken" in complaint(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "not a tokenizer.json" in complaint(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(bpe.read_bytes()[:-9])
+    assert "tokenizer.json is not JSON: it breaks off at its end; put back" in complaint(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(bpe.read_bytes())
     (tmp_path / "config.json").write_text("{")
     assert "config.json is not JSON" in complaint(tmp_path)
+    for file in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+        for content in ("", "[]", "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"):
+            (tmp_path / file).write_text(content)
+            assert file in complaint(tmp_path)
+        (tmp_path / file).unlink()
+    (tmp_path / "config.json").write_text("{}")
+    for file, content, found in (
+        ("tokenizer_config.json", {"eos_token": []}, "eos_token"),
+        ("tokenizer_config.json", {"pad_token": {"content": 3}}, "pad_token"),
+        ("tokenizer_config.json", {"added_tokens_decoder": []}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "'x'"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"300": "a"}}, "'300'"),
+        ("tokenizer_config.json", {"chat_template": 3}, "chat template"),
+        ("added_tokens.json", {"<a>": "x"}, "added_tokens.json"),
+        ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id"),
+        ("config.json", {"pad_token_id": [True]}, "pad_token_id"),
+    ):
+        (tmp_path / file).write_text(json.dumps(content))
+        assert found in complaint(tmp_path)
+        (tmp_path / file).unlink()
+
+
+def test_a_vocabulary_without_an_unknown_token_says_so(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    for name, made in (
+        ("word", models.WordLevel({"a": 0}, "<unk>")),
+        ("unigram", models.Unigram([("a", 0.0)])),
+    ):
+        (tmp_path / name).mkdir()
+        Tokenizer(made).save(str(tmp_path / name / "tokenizer.json"))
+        tokenizer = data.tokenizer(tmp_path / name)
+        assert tokenizer.encode("a").tolist() == [0] and tokenizer.bos_id is None
+        with pytest.raises(ValueError, match=r"tokenizer\.json cannot encode the text"):
+            tokenizer.encode("b")
+    Tokenizer(models.BPE({}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="has no tokens at all"):
+        data.tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "pieces"])
+def test_ids_that_are_no_token_leave_no_trace(kind, request):
+    """A model's embedding may have more rows than its tokenizer has tokens."""
+    tokenizer = data.tokenizer(request.getfixturevalue(kind))
+    ids = tokenizer.encode(TEXT)
+    assert tokenizer.decode([-1, *ids, tokenizer.vocab_size, 2**31 - 1, 2**40]) == TEXT
+
+
+@pytest.mark.parametrize("kind", ["bpe", "pieces", "bytes"])
+def test_half_a_surrogate_pair_is_refused_in_a_sentence(kind, request):
+    tokenizer = data.tokenizer("bytes" if kind == "bytes" else request.getfixturevalue(kind))
+    with pytest.raises(ValueError, match=r"cannot encode|half a surrogate"):
+        tokenizer.encode("a\ud800b")
+
+
+def test_mutated_tokenizer_files_are_read_or_refused_in_one_sentence(bpe, pieces, tmp_path):
+    rng = random.Random(0)
+    for source in (bpe, pieces):
+        for _ in range(100):
+            mutated = bytearray(source.read_bytes())
+            if rng.random() < 0.3:
+                mutated = mutated[: rng.randrange(len(mutated))]
+            for _ in range(rng.randrange(3)):
+                if mutated:
+                    mutated[rng.randrange(len(mutated))] ^= 1 << rng.randrange(8)
+            (tmp_path / source.name).write_bytes(mutated)
+            try:
+                tokenizer = data.tokenizer(tmp_path / source.name)
+                tokenizer.decode(tokenizer.encode(TEXT))
+            except ValueError as error:
+                assert type(error) is ValueError and "\n" not in str(error)

@@ -1,13 +1,13 @@
-"""Token files are built once and whole; batches depend on (seed, step) alone."""
+"""Token files are built once and whole; a changed byte is found and the file built anew."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from resonance_jax import data
 from resonance_jax.data import tokens as tokens_module
@@ -18,15 +18,6 @@ BYTES = data.tokenizer("bytes")
 
 def corpus_of(*texts, name="made"):
     return Corpus(name, lambda: (data.Document(f"{i}", text) for i, text in enumerate(texts)), {})
-
-
-def counting(tmp_path, total):
-    """A token file of 0, 1, 2, ..., so that a chunk tells where it came from."""
-    documents = [data.Document("0", "", np.arange(total, dtype=np.int32))]
-    return data.token_file(Corpus("counting", lambda: iter(documents), {}), None, tmp_path, rule="none")
-
-
-# --- token files
 
 
 @pytest.mark.parametrize(
@@ -92,10 +83,13 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens_module, "_write_header", full)
-    with pytest.raises(ValueError, match="cannot be written: No space left on device"):
-        data.token_file(corpus_of("a"), BYTES, tmp_path)
-    assert not list(tmp_path.iterdir())
+    for step in ("_npy_header", "move", "write_json"):
+        with monkeypatch.context() as patched:
+            patched.setattr(tokens_module, step, full)
+            with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+                data.token_file(corpus_of("a"), BYTES, tmp_path)
+        assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.json"))
+    assert len(data.token_file(corpus_of("a"), BYTES, tmp_path)) == 3
 
 
 def test_pretokenized_chunks_become_a_token_file(tmp_path):
@@ -119,122 +113,217 @@ def test_documents_with_text_and_tokens(tmp_path):
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):
     class Large(type(BYTES)):
-        vocab_size, eos_id = 128_256, 128_001
+        vocab_size = 128_256
 
-    assert data.token_file(corpus_of("a"), Large(), tmp_path, "eos").tokens.tolist() == [97, 128_001]
+    assert data.token_file(corpus_of("a"), Large(eos=128_001), tmp_path, "eos").tokens.tolist() == [
+        97,
+        128_001,
+    ]
 
 
 def test_bad_input_is_one_sentence(tmp_path):
-    class NoBos(type(BYTES)):
-        bos_id = None
-
-    with pytest.raises(ValueError, match="no rule 'eos_bos'; known are bos_eos, bos, eos, none"):
+    with pytest.raises(ValueError, match="no rule 'eos_bos'; known are auto, bos_eos, bos, eos, none"):
         data.token_file(corpus_of("a"), BYTES, tmp_path, "eos_bos")
     with pytest.raises(ValueError, match="the rule must be 'none'"):
-        data.token_file(corpus_of("a"), None, tmp_path)
+        data.token_file(corpus_of("a"), None, tmp_path, "eos")
     with pytest.raises(ValueError, match="document 0 is text: a tokenizer is needed"):
         data.token_file(corpus_of("a"), None, tmp_path, "none")
-    with pytest.raises(ValueError, match="needs BOS, which the tokenizer bytes does not have"):
-        data.token_file(corpus_of("a"), NoBos(), tmp_path)
+    with pytest.raises(ValueError, match="needs BOS, which the tokenizer bytes does not put in front"):
+        data.token_file(corpus_of("a"), data.tokenizer("bytes", bos="none"), tmp_path, "bos")
+    with pytest.raises(ValueError, match="needs EOS, which the tokenizer bytes does not have"):
+        data.token_file(corpus_of("a"), data.tokenizer("bytes", eos="none"), tmp_path, "bos_eos")
     foreign = Corpus("foreign", lambda: iter([data.Document("0", "", np.array([300], np.int32))]), {})
-    with pytest.raises(ValueError, match=r"token 300, outside the vocabulary of bytes \(258\)"):
+    with pytest.raises(
+        ValueError, match=r"document 0 holds token 300, outside the vocabulary of the tokenizer bytes"
+    ):
         data.token_file(foreign, BYTES, tmp_path)
     with pytest.raises(ValueError, match=r"There is no token file .*x\.npy"):
         data.TokenFile(tmp_path / "x")
 
 
-def test_a_damaged_file_is_refused(tmp_path):
-    path = data.token_file(corpus_of("a"), BYTES, tmp_path).path
-    header = json.loads(path.with_suffix(".json").read_text())
-    for content in (json.dumps({**header, "offsets": [0, 99]}), json.dumps({**header, "format": 0}), "{"):
-        path.with_suffix(".json").write_text(content)
-        with pytest.raises(ValueError, match="delete"):
-            data.TokenFile(path)
+# --- rules
 
 
-# --- batches
+@pytest.mark.parametrize(("bos", "eos", "rule"), [("auto", "auto", "bos_eos"), ("none", "auto", "eos")])
+def test_the_rule_auto_follows_the_tokenizer(tmp_path, bos, eos, rule):
+    tokenizer = data.tokenizer("bytes", bos=bos, eos=eos)
+    auto = data.token_file(corpus_of("a"), tokenizer, tmp_path)
+    assert (
+        auto.header["rule"] == rule
+        and data.token_file(corpus_of("a"), tokenizer, tmp_path, rule).path == auto.path
+    )
 
 
-@st.composite
-def settings_of_batches(draw):
-    length = draw(st.integers(1, 9))
-    mode = draw(st.sampled_from(["split", "truncate"]))
-    source_chunk = draw(st.integers(length, 12))
-    total = draw(st.integers(source_chunk, 300))
-    options = {"length": length, "batch_size": draw(st.integers(1, 12)), "seed": draw(st.integers(0, 2**32))}
-    return total, {**options, "mode": mode, "source_chunk": source_chunk}
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("bos_eos", [256, 7, 257]), ("bos", [256, 7, 257]), ("eos", [256, 7, 257]), ("none", [256, 7, 257])],
+)
+def test_ids_that_have_bos_and_eos_get_no_second_ones(tmp_path, rule, expected):
+    documents = [data.Document("0", "", np.array([256, 7, 257], np.int32))]
+    file = data.token_file(Corpus("ids", lambda: iter(documents), {}), BYTES, tmp_path, rule)
+    assert file.tokens.tolist() == expected
 
 
-class InMemory:
-    """As much of a token file as batches use."""
-
-    def __init__(self, total):
-        self.tokens, self.header = np.arange(total, dtype=np.int32), {"corpus": {"name": "counting"}}
-
-    def __len__(self):
-        return len(self.tokens)
+def test_documents_left_out_are_told_of_by_a_cached_file_too(tmp_path):
+    items = [data.Document("0", "a"), *(data.LeftOut(f"{i}", f"reason {i}") for i in range(30))]
+    corpus = Corpus("made", lambda: iter(items), {})
+    for _ in range(2):
+        header = data.token_file(corpus, BYTES, tmp_path).header
+        assert (header["left_out"], header["reasons"][0], len(header["reasons"])) == (30, "reason 0", 20)
 
 
-@given(settings_of_batches())
-def test_every_chunk_comes_once_an_epoch(setting):
-    total, options = setting
-    batches = data.Batches(InMemory(total), **options)
-    stride = options["length"] if options["mode"] == "split" else options["source_chunk"]
-    assert batches.chunks == total // stride
-    rows = np.concatenate([batches[step] for step in range(2 * batches.steps_per_epoch)])
-    for epoch in range(2):
-        chunks = rows[epoch * batches.chunks : (epoch + 1) * batches.chunks]
-        assert sorted(chunks[:, 0] // stride) == list(range(batches.chunks))
-        np.testing.assert_array_equal(
-            chunks - chunks[:, :1], np.arange(options["length"])[None].repeat(len(chunks), 0)
-        )
-        assert not (chunks[:, 0] % stride).any()
+def test_tokens_that_a_model_does_not_have_are_found_without_reading_them(tmp_path):
+    file = data.token_file(corpus_of("abc", "zz"), BYTES, tmp_path, "none")
+    file.check_ids(123)
+    expected = r"document 1 holds token 122, outside the vocabulary of the model m \(0 ... 121\)"
+    with pytest.raises(ValueError, match=expected):
+        file.check_ids(122, "the model m")
 
 
-@given(settings_of_batches(), st.integers(0, 50), st.data())
-def test_any_split_over_processes_reads_the_same_batch(setting, step, draw):
-    total, options = setting
-    batch = data.Batches(InMemory(total), **options)[step]
-    assert batch.shape == (options["batch_size"], options["length"]) and batch.dtype == np.int32
-    cuts = sorted(draw.draw(st.lists(st.integers(0, options["batch_size"]), max_size=4)))
-    bounds = [0, *cuts, options["batch_size"]]
-    parts = [
-        data.Batches(InMemory(total), **options).rows(step, *bounds[i : i + 2])
-        for i in range(len(bounds) - 1)
+# --- how often the corpus is read
+
+
+class Counted(Corpus):
+    """A corpus that counts its readings."""
+
+    def __init__(self, *texts):
+        self.readings = 0
+
+        def read():
+            self.readings += 1
+            return (data.Document(f"{i}", text) for i, text in enumerate(texts))
+
+        super().__init__("counted", read, {})
+
+
+def test_the_corpus_is_read_once_when_built_and_once_when_found(tmp_path):
+    built, found, other = Counted("a", "b"), Counted("a", "b"), Counted("a", "c")
+    first = data.token_file(built, BYTES, tmp_path)
+    assert built.readings == 1 and built.describe()["documents"] == 2 and built.readings == 1
+    assert data.token_file(found, BYTES, tmp_path).path == first.path and found.readings == 1
+    assert data.token_file(found, BYTES, tmp_path).path == first.path and found.readings == 1
+    assert data.token_file(built, BYTES, tmp_path, "none").path != first.path and built.readings == 2
+    assert data.token_file(other, BYTES, tmp_path).path != first.path and other.readings == 2
+
+
+# --- damage
+
+
+def pair(file):
+    return file.path, file.path.with_suffix(".json")
+
+
+def edited(**changes):
+    def edit(body, header):
+        header.write_text(json.dumps({**json.loads(header.read_text()), **changes}))
+
+    return edit
+
+
+def flipped(body, header):
+    content = bytearray(body.read_bytes())
+    content[-3] ^= 4
+    body.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": flipped,
+    "a longer body": lambda body, header: body.write_bytes(body.read_bytes() + b"\0\0"),
+    "a shorter body": lambda body, header: body.write_bytes(body.read_bytes()[:-2]),
+    "an empty body": lambda body, header: body.write_bytes(b""),
+    "a pickle": lambda body, header: body.write_bytes(b"\x80\x04\x95" * 60),
+    "another header of the body": lambda body, header: body.write_bytes(
+        body.read_bytes().replace(b"<u2", b"<i2").replace(b"(7,)", b"(6,)")
+    ),
+    "shuffled offsets": edited(offsets=[0, 7, 3]),
+    "negative offsets": edited(offsets=[0, -1, 7]),
+    "offsets that are no list": edited(offsets=3),
+    "another rule": edited(rule="none"),
+    "another version": edited(format=1),
+    "no checksum": edited(checksum=None),
+    "half a header": lambda body, header: header.write_text(header.read_text()[:40]),
+    "an empty header": lambda body, header: header.write_text(""),
+    "a header that is a list": lambda body, header: header.write_text("[]"),
+    "a deep header": lambda body, header: header.write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_and_built_anew_with_a_word(tmp_path, damage):
+    file = data.token_file(corpus_of("a", "bc"), BYTES, tmp_path)
+    whole = [path.read_bytes() for path in pair(file)]
+    DAMAGE[damage](*pair(file))
+    assert [path.read_bytes() for path in pair(file)] != whole
+    with pytest.raises(ValueError, match=r"delete the \.npy and the \.json") as error:
+        data.TokenFile(file.path)
+    assert "\n" not in str(error.value)
+    with pytest.warns(UserWarning, match="It is built anew") as warned:
+        again = data.token_file(corpus_of("a", "bc"), BYTES, tmp_path)
+    assert len(warned) == 1
+    assert again.tokens.tolist() == [256, 97, 257, 256, 98, 99, 257]
+    assert [path.read_bytes() for path in pair(again)] == whole
+
+
+@pytest.mark.parametrize("other", ["corpus", "tokenizer", "rule"])
+def test_a_whole_pair_under_another_ones_name_is_built_anew(tmp_path, other):
+    file = data.token_file(corpus_of("a"), BYTES, tmp_path)
+    wrong = data.token_file(
+        corpus_of("b" if other == "corpus" else "a"),
+        data.tokenizer("bytes", eos=5) if other == "tokenizer" else BYTES,
+        tmp_path / "other",
+        "none" if other == "rule" else "auto",
+    )
+    for mine, theirs in zip(pair(file), pair(wrong), strict=True):
+        mine.write_bytes(theirs.read_bytes())
+    with pytest.warns(UserWarning, match="made from other text, or in another way. It is built anew"):
+        assert data.token_file(corpus_of("a"), BYTES, tmp_path).tokens.tolist() == [256, 97, 257]
+
+
+def test_every_single_bit_counts(tmp_path):
+    file = data.token_file(corpus_of("a"), BYTES, tmp_path)
+    for path in pair(file):
+        content = path.read_bytes()
+        for place in range(len(content)):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            path.write_bytes(damaged)
+            try:
+                assert data.TokenFile(file.path).header == file.header  # white space between words may change
+            except ValueError as error:
+                assert "\n" not in str(error) and type(error) is ValueError
+            else:
+                assert path.suffix == ".json"
+        path.write_bytes(content)
+
+
+BUILD = """
+import sys, time
+from resonance_jax import data
+def documents():
+    yield data.Document("0", "text")
+    print(flush=True)
+    time.sleep(60)
+data.token_file(data.Corpus("made", documents, {{}}), data.tokenizer("bytes"), {folder!r})
+"""
+
+
+def test_what_killed_builds_left_is_removed_but_not_what_living_ones_write(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", BUILD.format(folder=str(tmp_path))], stdout=subprocess.PIPE)
+        for _ in range(2)
     ]
-    np.testing.assert_array_equal(np.concatenate(parts), batch)
-
-
-@given(settings_of_batches(), st.integers(0, 30))
-def test_a_fresh_reader_goes_on_at_any_step(setting, step):
-    total, options = setting
-    used = data.Batches(InMemory(total), **options)
-    seen = [used[s] for s in range(step + 1)]
-    np.testing.assert_array_equal(data.Batches(InMemory(total), **options)[step], seen[-1])
-
-
-def test_the_order_never_changes(tmp_path):
-    batches = data.Batches(counting(tmp_path, 40), 4, 5, seed=3)
-    assert batches.order(0).tolist() == ORDER_OF_SEED_3[0] and batches.order(1).tolist() == ORDER_OF_SEED_3[1]
-    assert (batches[0][:, 0] // 4).tolist() == ORDER_OF_SEED_3[0][:5]
-    other = data.Batches(counting(tmp_path, 40), 4, 5, seed=4)
-    assert other.order(0).tolist() != ORDER_OF_SEED_3[0]
-
-
-ORDER_OF_SEED_3 = [[0, 1, 2, 7, 5, 6, 9, 8, 4, 3], [5, 8, 9, 6, 3, 7, 0, 1, 2, 4]]
-
-
-def test_bad_batches_are_one_sentence(tmp_path):
-    file = counting(tmp_path, 100)
-    with pytest.raises(ValueError, match="counting has 100 tokens, fewer than one chunk of 256"):
-        data.Batches(file, 256, 1, seed=0)
-    with pytest.raises(ValueError, match="fewer than one chunk of 65536"):
-        data.Batches(file, 8, 1, seed=0, mode="truncate")
-    with pytest.raises(ValueError, match="at least as long, not 4"):
-        data.Batches(file, 8, 1, seed=0, mode="truncate", source_chunk=4)
-    with pytest.raises(ValueError, match="'split' or 'truncate', not 'pack'"):
-        data.Batches(file, 8, 1, seed=0, mode="pack")
-    with pytest.raises(ValueError, match="seed >= 0"):
-        data.Batches(file, 8, 1, seed=-1)
-    with pytest.raises(ValueError, match="no rows 0 to 3 of step 0 in batches of 2"):
-        data.Batches(file, 8, 2, seed=0).rows(0, 0, 3)
+    for process in processes:
+        process.stdout.readline()
+    assert len(list(tmp_path.iterdir())) == 2
+    processes[0].kill()
+    processes[0].wait()
+    old = tmp_path / f".made-0123.npy.{'0af3' * 8}"  # as versions before wrote it
+    old.write_text("half")
+    (tmp_path / ".hidden.npy").write_text("not ours")
+    file = data.token_file(corpus_of("a"), BYTES, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()} - {path.name for path in pair(file)} - {".hidden.npy"}
+    assert len(left) == 1 and left.pop().endswith(".tmp.npy")
+    processes[1].kill()
+    processes[1].wait()
+    data.token_file(corpus_of("b"), BYTES, tmp_path)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) == 1

@@ -7,7 +7,6 @@ from resonance_jax import data, generate, model, rope
 from resonance_jax.evaluate import passkey
 from resonance_jax.evaluate.binomial import mean, wilson
 from resonance_jax.evaluate.bootstrap import Interval
-from resonance_jax.evaluate.journal import Journal
 
 BYTES = data.tokenizer("bytes")
 count = lambda text: len(data.prompt_ids(BYTES, text))
@@ -154,18 +153,3 @@ def test_the_mean_of_intervals_adds_their_squared_halves():
     assert mean([one, two]) == Interval(0.4, 0.4 - 0.25, 0.4 + 0.25)
     with pytest.raises(ValueError, match="at least one"):
         mean([])
-
-
-def test_a_journal_drops_the_line_that_a_kill_cut_off(tmp_path):
-    first = Journal(tmp_path / "deep" / "a.jsonl")
-    first.append({"id": 1, "text": "é\u2028\n"})
-    first.extend([{"id": 2}, {"id": 3}])
-    with first.path.open("ab") as file:
-        file.write(b'{"id": 4, "te')
-    again = Journal(first.path)
-    assert again.records == first.records and len(again.records) == 3
-    again.append({"id": 4})
-    assert [record["id"] for record in Journal(first.path).records] == [1, 2, 3, 4]
-    first.path.write_text('{"id": 1}\n17\n')
-    with pytest.raises(ValueError, match=r"line 2 of .* is not a JSON object"):
-        Journal(first.path)

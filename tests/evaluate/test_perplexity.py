@@ -170,6 +170,45 @@ def test_stored_documents_are_not_computed_again(small, documents, tmp_path, mon
             np.testing.assert_array_equal(getattr(again[n], name), getattr(whole[n], name))
 
 
+@pytest.mark.parametrize("change", ["weights", "encoding", "text", "stride", "lengths", "bos"])
+def test_a_kept_result_serves_only_the_inputs_that_made_it(small, documents, tmp_path, change):
+    """Under any other input a sweep over a used store gives what a sweep without one gives, and says why."""
+    options = {"protocol": "sliding", "stride": 8, "bos_id": 1}
+    s, lengths, lm = spec("yarn"), [16, 64], small
+    evaluate.sweep(lm, documents, s, lengths, **options, store=evaluate.Store(tmp_path))
+    if change == "weights":
+        lm = small.replace_params(jax.tree.map(lambda x: x * 1.01, small.params))
+    elif change == "encoding":
+        s = spec("yarn", resonance=True)
+    elif change == "text":
+        documents = [np.flip(tokens) for tokens in documents]
+    elif change == "stride":
+        options["stride"] = 4
+    elif change == "lengths":
+        lengths = [32, 64]
+    else:
+        options["bos_id"] = 2
+    with pytest.warns(UserWarning, match="computed anew"):
+        kept = evaluate.sweep(lm, documents, s, lengths, **options, store=evaluate.Store(tmp_path))
+    fresh = evaluate.sweep(lm, documents, s, lengths, **options)
+    for n in lengths:
+        np.testing.assert_array_equal(kept[n].nll, fresh[n].nll)
+
+
+def test_a_flipped_bit_in_a_kept_result_is_found(small, documents, tmp_path):
+    s, options = spec(), {"protocol": "prefix", "bos_id": 1, "store": evaluate.Store(tmp_path)}
+    whole = evaluate.sweep(small, documents, s, [64], **options)
+    files = sorted(tmp_path.iterdir())
+    content = bytearray(files[0].read_bytes())
+    for at in range(len(content) // 4, len(content), len(content) // 4):
+        files[0].write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+        again = evaluate.sweep(small, documents, s, [64], **(options | {"store": evaluate.Store(tmp_path)}))
+        np.testing.assert_array_equal(again[64].nll, whole[64].nll)
+    files[1].write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="damaged"):
+        evaluate.sweep(small, documents, s, [64], **(options | {"store": evaluate.Store(tmp_path)}))
+
+
 @pytest.mark.parametrize("how", ["pmap", "mesh"])
 def test_data_parallel_equals_one_device(small, documents, how):
     from resonance_jax.parallel.mesh import make_mesh

@@ -74,18 +74,26 @@ def test_the_other_shapes():
     check(T5.replace(n_kv_heads=1, window=7, kernel="block_pairs"), SPECS[-1])
 
 
-def test_many_rows_go_through_the_decoder_a_few_at_a_time(monkeypatch):
-    params, lengths = lively(CONFIG), np.arange(6, 12)
-    tokens = np.random.default_rng(1).integers(0, 61, (6, 12)).astype(np.int32)
+@pytest.mark.parametrize("B", [6, 5])  # two rows at a time: three parts, of five rows the last one overlaps
+def test_many_rows_go_through_the_decoder_a_few_at_a_time(monkeypatch, B):
+    params, lengths = lively(CONFIG), np.arange(6, 6 + B)
+    tokens = np.random.default_rng(1).integers(0, 61, (B, 12)).astype(np.int32)
     at_once, a_few = (jax.jit(lambda *args: prefill(CONFIG, *args, PLAIN, 20)) for _ in range(2))
     logits, cache = at_once(params, tokens, lengths)
     monkeypatch.setattr(decode_module, "TOKENS_AT_ONCE", 35)  # two rows
     few_logits, few = a_few(params, tokens, lengths)
     np.testing.assert_allclose(few_logits, logits, rtol=0, atol=TOLERANCE["float32"])
     chex.assert_trees_all_close(few, cache, rtol=0, atol=TOLERANCE["float32"])
-    assert [decode_module._rows_at_once(B, 12) for B in (1, 4, 5, 6)] == [1, 2, 1, 2]
     with pytest.raises(ValueError, match="room for 8"):
         prefill(CONFIG, params, tokens, lengths, PLAIN, 8)
+
+
+@pytest.mark.parametrize(
+    ("B", "T", "rows"), [(13, 1024, 7), (16, 1024, 8), (7, 8192, 1), (3, 9000, 1), (2, 1, 2)]
+)
+def test_rows_at_once_need_not_divide_the_batch(B, T, rows):
+    """As many as fit TOKENS_AT_ONCE, in parts of about the same size."""
+    assert decode_module._rows_at_once(B, T) == rows
 
 
 # Another table.

@@ -14,6 +14,7 @@ from resonance_jax.generate.stopping import Row
 from resonance_jax.model import Decoder
 from resonance_jax.parallel.mesh import make_mesh
 from tests.generate.small import CONFIG, HEAD, lively
+from tests.unchecked import unchecked
 
 FREQS = rope.frequencies(
     rope.RopeSpec("yarn", head_dim=HEAD, scale=8.0, train_length=16, resonance=True, base=100.0)
@@ -236,6 +237,7 @@ def test_on_a_mesh(greedy):
         ({"length": 79}, "prompt 1 of 40 tokens and 40 new ones make 80, more than the length 79"),
     ],
 )
+@unchecked()
 def test_bad_input_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(**options)

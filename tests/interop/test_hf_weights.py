@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from resonance_jax import interop, rope
-from resonance_jax.interop import hf_weights
+from resonance_jax.interop import hf_export, hf_weights
 from resonance_jax.interop.hf_config import from_hf_config
 from resonance_jax.model import Decoder, DecoderConfig
 from resonance_jax.model.parameters import map_declared
@@ -188,7 +188,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
 
     for name, failure in (("_write_json", full), ("save_file", full_as_safetensors_says_it)):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-            patched.setattr(hf_weights, name, failure)
+            patched.setattr(hf_export, name, failure)
             interop.save_hf(decoder(), tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
     (tmp_path / "out.partial").mkdir()  # what kill -9 leaves

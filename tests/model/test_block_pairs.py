@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model.block_pairs import SAVED, Plan, block_pairs, pairs
 from resonance_jax.model.kernel_choice import attention
+from resonance_jax.model.lowering import lowering_for
 from resonance_jax.parallel.mesh import make_mesh
 
 
@@ -113,6 +114,19 @@ def test_the_pairs_are_those_that_meet(T, S, blocks, causal, window, offset):
     assert all(block(pair).all() for pair in whole)
     covered = sum(block(pair).sum() for pair in [*masked, *whole])
     assert covered == seen.sum()
+
+
+def test_a_block_suits_the_platform_that_the_program_is_for():
+    """16 heads: blocks of 256 on a CPU, of 512 on an accelerator."""
+
+    def scans(**options):
+        x = jax.ShapeDtypeStruct((1, 2048, 16, 8), jnp.float32)
+        return str(jax.make_jaxpr(lambda *x: block_pairs(*x, **options))(x, x, x))
+
+    of_256, of_512 = scans(block=256), scans(block=512)
+    assert of_256 != of_512 and scans() == of_256
+    with lowering_for("gpu", (7, 5)):
+        assert scans() == of_512
 
 
 def test_a_window_shortens_the_list():

@@ -14,6 +14,7 @@ from resonance_jax.interop import hf_weights
 from resonance_jax.model import Decoder, DecoderConfig, forward, head, hidden_states, linear_cross_entropy
 from resonance_jax.model.decoder import segment_positions
 from resonance_jax.model.parameters import map_declared
+from tests.unchecked import unchecked
 
 LOGITS, LOSS, GRAD_NORM = 2e-4, 5e-5, 1e-3  # absolute, absolute, relative
 
@@ -322,6 +323,7 @@ def test_first_values_depend_on_the_seed_and_their_own_path_alone():
         (lambda lm, f: SMALL.replace(dropout=1.0), "dropout must be in"),
     ],
 )
+@unchecked()
 def test_bad_input_is_one_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(Decoder(SMALL, params=lively(SMALL)), rope.frequencies(rope.RopeSpec(head_dim=8)))

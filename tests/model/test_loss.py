@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import make_mesh
+from tests.unchecked import unchecked
 
 
 def plain(hidden, head, targets, z_loss=0.0):
@@ -139,6 +140,7 @@ def test_memory_does_not_grow_with_the_vocabulary():
         (dict(chunk=0), "at least 1"),
     ],
 )
+@unchecked()
 def test_bad_input_is_refused(change, why):
     hidden, head, targets, _ = inputs()
     with pytest.raises(ValueError, match=why):

@@ -8,6 +8,7 @@ import pytest
 from resonance_jax import rope
 from resonance_jax.model import DecoderConfig, forward, head, hidden_states, linear_cross_entropy
 from resonance_jax.model import decoder as decoder_module
+from resonance_jax.model import decoder_layer as layer_module
 from resonance_jax.model.parameters import create
 
 LOGITS, LOSS, GRAD_NORM = 2e-4, 5e-5, 1e-3  # absolute, absolute, relative
@@ -146,7 +147,7 @@ def test_every_golden_is_compared(goldens):
 def test_dropout_is_where_t5_has_it(monkeypatch):
     """Embedding; attention weights, attention output; inside the MLP, after it; final norm."""
     found = []
-    attention, dropout = decoder_module.attention, decoder_module.dropout
+    attention, dropout = layer_module.attention, layer_module.dropout
 
     def spied_attention(q, k, v, **options):
         found.append(("attention weights", options["dropout"] if options["key"] is not None else 0.0))
@@ -156,8 +157,9 @@ def test_dropout_is_where_t5_has_it(monkeypatch):
         found.append((x.shape, rate if key is not None else 0.0))
         return dropout(x, rate, key)
 
-    monkeypatch.setattr(decoder_module, "attention", spied_attention)
-    monkeypatch.setattr(decoder_module, "dropout", spied_dropout)
+    monkeypatch.setattr(layer_module, "attention", spied_attention)
+    for module in (decoder_module, layer_module):
+        monkeypatch.setattr(module, "dropout", spied_dropout)
     config, tokens = CONFIG.replace(dropout=0.1), np.zeros((3, 7), np.int32)
     shapes = jax.eval_shape(lambda key: create(config, key), jax.random.key(0))
 
@@ -183,16 +185,17 @@ def test_dropout_is_a_function_of_the_key(weights, tokens):
 def test_every_site_draws_its_own_numbers(monkeypatch, weights, tokens):
     keys = set()
 
-    def spy(name, key_of):
+    def spy(name, key_of, *modules):
         def spied(x, *args, **options):  # in the place of the real one: it notes the key and hands x on
             key = key_of(args, options)
             jax.debug.callback(lambda data: keys.add(tuple(data.tolist())), jax.random.key_data(key))
             return x
 
-        monkeypatch.setattr(decoder_module, name, spied)
+        for module in modules:
+            monkeypatch.setattr(module, name, spied)
 
-    spy("dropout", lambda args, options: args[1])
-    spy("attention", lambda args, options: options["key"])
+    spy("dropout", lambda args, options: args[1], decoder_module, layer_module)
+    spy("attention", lambda args, options: options["key"], layer_module)
     config = CONFIG.replace(dropout=0.3)
     jax.jit(lambda key: hidden_states(config, weights, tokens[:1, :3], PLAIN, key=key))(jax.random.key(0))
     jax.effects_barrier()

@@ -260,27 +260,39 @@ def test_what_configs_leave_out():
     assert rope.from_hf({**top, "rope_scaling": yarn}).train_length == 2048  # the top level wins
 
 
+@pytest.mark.parametrize(
+    ("stated", "key", "without"),
+    [
+        (
+            {"rope_type": "yarn", "factor": 8.0, "beta_fst": 32},
+            "beta_fst",
+            {"rope_type": "yarn", "factor": 8.0},
+        ),
+        (
+            {"type": "linear", "factor": 2.0, "low_freq_factor": 1},
+            "low_freq_factor",
+            {"type": "linear", "factor": 2.0},
+        ),
+        ({"factor": 8.0}, "factor", {"type": "default"}),
+    ],
+)
+def test_a_key_that_transformers_passes_over_is_told_and_passed_over(stated, key, without):
+    with pytest.warns(UserWarning, match=f"does not know the key '{key}', which is passed over"):
+        assert rope.from_hf({**LLAMA, "rope_scaling": stated}) == rope.from_hf(
+            {**LLAMA, "rope_scaling": without}
+        )
+
+
 YARN = {"rope_type": "yarn", "factor": 8.0}
 BAD = [
-    (
-        {"rope_parameters": {**YARN, "beta_fst": 32}},
-        "rope type 'yarn' does not know the key 'beta_fst'; it knows",
-    ),
-    (
-        {"rope_parameters": {**YARN, "low_freq_factor": 1}},
-        "'yarn' does not know the key 'low_freq_factor'; it knows factor, attention_factor, beta_fast",
-    ),
-    (
-        {"rope_scaling": {"factor": 8.0}},
-        "rope type 'default' does not know the key 'factor'; it knows rope_type",
-    ),
+    ({"rope_theta": 1e4, "rope_parameters": {**YARN, "rope_theta": 5e5}}, "rope_theta is 10000.0 at the top"),
     (
         {"rope_scaling": {"type": "yarm"}},
         "unknown rope type 'yarm'; known are default, linear, dynamic, yarn",
     ),
     (
         {"rope_parameters": {"rope_type": "default", "mrope_section": [1]}},
-        "does not know the key 'mrope_section'",
+        "the key 'mrope_section' gives a token several positions",
     ),
     (
         {"rope_scalling": {"type": "linear"}},

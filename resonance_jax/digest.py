@@ -1,0 +1,69 @@
+"""What a kept result belongs to: digests of the inputs that made it, and what differs between two of them.
+
+An identity is a dictionary of plain values: digests of weights, table, tokenizer and text beside the settings
+of the protocol, the dtype and the kernel. Everything that is kept and reused carries one. Under another
+identity it is computed anew, or refused in a sentence that names what differs; it is never mixed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+Plain = None | bool | int | float | str | list["Plain"] | tuple["Plain", ...] | Mapping[str, "Plain"]
+"""What JSON can say."""
+Identity = Mapping[str, Plain]
+
+_CHUNK = 1 << 24
+
+
+def of_json(value: Plain) -> str:
+    """SHA-256 (hex) of a plain value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=True).encode()).hexdigest()
+
+
+def of_files(files: Iterable[Path]) -> str:
+    """SHA-256 (hex) of the names and the bytes of some files, in the order of their names.
+
+    Always the bytes: half a gigabyte takes about a second, and neither a time nor a size says that a file is
+    the one it was.
+    """
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda each: each.name):
+        total.update(f"{file.name}\0{of_file(file)}\0".encode())
+    return total.hexdigest()
+
+
+def of_file(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 (hex) of named arrays: names, dtypes, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def differing(kept: Identity, asked: Identity) -> list[str]:
+    """The names, dotted where they are nested, under which two identities say different things."""
+    a, b = dict(_flat(kept)), dict(_flat(asked))
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+
+def _flat(value: Plain, path: str = "") -> Iterator[tuple[str, Plain]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,50 @@
+"""The platform that a trace is for: this process's own, or another one that a program is exported for."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+
+class Target(NamedTuple):
+    """platform: jax's name, cpu, gpu or tpu. capability: of an NVIDIA GPU, such as (9, 0), else None."""
+
+    platform: str
+    capability: tuple[int, int] | None
+
+
+_stated: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def lowering_for(platform: str, capability: tuple[int, int] | None = None) -> Iterator[None]:
+    """Choose kernels and block sizes for another platform than this process runs on, for `jax.export`.
+
+    A function that was traced before keeps its choice: jit it anew inside.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        capability: the compute capability of the GPU.
+    """
+    token = _stated.set(Target(platform, capability))
+    try:
+        yield
+    finally:
+        _stated.reset(token)
+
+
+def target() -> Target:
+    """The platform that this trace is lowered for, and the compute capability of its GPU."""
+    stated = _stated.get()
+    if stated is not None:
+        return stated
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    device = chosen or jax.default_backend()
+    if isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    parts = str(getattr(device, "compute_capability", "")).split(".")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts):
+        return Target(device.platform, (int(parts[0]), int(parts[1])))
+    return Target(device.platform, None)
