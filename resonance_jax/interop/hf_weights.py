@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -23,6 +24,8 @@ from resonance_jax.interop.hf_config import from_hf_config, read_config, stated_
 from resonance_jax.interop.hf_encoding import encoding_keys
 from resonance_jax.interop.hf_files import INDEX, open_tensors
 from resonance_jax.model import Decoder, DecoderConfig
+from resonance_jax.model.decoder import Params
+from resonance_jax.model.lora import flatten
 from resonance_jax.model.parameters import Parameter, map_declared, real_dtype
 from resonance_jax.parallel.mesh import sharding
 
@@ -267,11 +270,9 @@ def _shards(
     return shards
 
 
-def stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
-    """One tensor as Hugging Face stores it, on the host."""
-    leaf = params
-    for key in path.split("/"):
-        leaf = leaf[key]
+def stored(params: Params, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
+    """One tensor as Hugging Face stores it, on the host: of one layer, where the parameter is stacked."""
+    leaf = flatten(params)[path]
     leaf = leaf if layer is None else leaf[layer]
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
@@ -280,7 +281,7 @@ def stored(params: dict[str, Any], path: str, layer: int | None) -> np.ndarray:
     return np.ascontiguousarray(array.T if NAMES[path][1] else array)
 
 
-def _write_tensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_tensors(file: Path, arrays: dict[str, Shaped[np.ndarray, "..."]]) -> None:
     try:
         save_file(arrays, file, metadata={"format": "pt"})  # transformers looks for this mark
     except SafetensorError as error:

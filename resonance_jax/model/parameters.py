@@ -10,7 +10,7 @@ from zlib import crc32
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.parallel.mesh import sharding
@@ -88,7 +88,7 @@ def map_declared(fn: Callable[[str, Parameter], object], config: DecoderConfig) 
     return visit(declare(config), "")
 
 
-def shardings(config: DecoderConfig, mesh: Mesh) -> dict:
+def shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> dict:
     """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
     return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 
