@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-Plain = None | bool | int | float | str | list["Plain"] | tuple["Plain", ...] | Mapping[str, "Plain"]
-"""What JSON can say."""
+Plain = object
+"""What JSON can say: None, a bool, a number, a string, or a list or a dictionary of these."""
 Identity = Mapping[str, Plain]
 
 _CHUNK = 1 << 24
