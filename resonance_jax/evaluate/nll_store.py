@@ -9,6 +9,7 @@ import json
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Store:
     evaluate.sweep says what a result belongs to; the folder's name and its place mean nothing.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._told: set[str] = set()
 
@@ -52,12 +53,7 @@ class Store:
             if changed:
                 self._tell(f"{self.folder}: kept results are of another {', '.join(changed)}")
                 return None
-            return {
-                fact["length"]: Perplexity(
-                    **fact, **{name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
-                )
-                for fact in kept
-            }
+            return {fact["length"]: _result(fact, arrays) for fact in kept}
         # A damaged archive fails in many ways, all of which mean that it has to be made again.
         except (
             ValueError,
@@ -96,6 +92,11 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "facts"}
         return json.loads(str(file["facts"])), arrays
+
+
+def _result(fact: dict[str, Any], arrays: dict[str, np.ndarray]) -> Perplexity:
+    fields: dict[str, Any] = {name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
+    return Perplexity(**fact, **fields)
 
 
 def document_digest(tokens: np.ndarray) -> str:

@@ -45,7 +45,7 @@ class Checkpoints:
         keep: how many of the newest stay, at least 1.
     """
 
-    def __init__(self, directory: AnyPath, made_by: Identity, keep: int = 2):
+    def __init__(self, directory: AnyPath, made_by: Identity, keep: int = 2) -> None:
         import orbax.checkpoint as ocp
         from etils import epath
 
@@ -97,6 +97,7 @@ class Checkpoints:
 
     def _state_checksums(self) -> None:
         """Called by Orbax, on the first process, when a step's files are written but not yet committed."""
+        assert self._saving is not None
         steps = self._ocp.path.step
         folder = steps.find_step_path(
             self._path, steps.standard_name_format(), step=self._saving, include_uncommitted=True
@@ -177,9 +178,8 @@ class Checkpoints:
 
     def _placed(self, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         """A leaf of the target. Without a sharding Orbax would ask for the devices that it was saved from."""
-        target = self._ocp.utils.to_shape_dtype_struct(x)
-        where = target.sharding or SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=where)
+        where = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     def _set_aside(self, faults: dict[int, str], good: int) -> None:
         """Move the damaged steps out of the way, so that they can be saved again, and say so."""

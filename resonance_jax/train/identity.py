@@ -7,22 +7,22 @@ between checkpoints) is no part of it: that may change when it goes on.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Integer, PyTree
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.lowering import default_precision
 from resonance_jax.parallel.mesh import sharding
 from resonance_jax.train.batches import Reader
 from resonance_jax.train.config import TrainConfig
-from resonance_jax.train.step import Batch
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 Identity = dict[str, JSON]
@@ -33,18 +33,18 @@ ELSEWHERE = ("remat", "kernel")
 
 
 def identity(
-    encodings: Sequence[dict[str, JSON]],
+    encodings: Sequence[Mapping[str, object]],
     config: DecoderConfig,
     training: TrainConfig,
     settings: dict[str, JSON],
-    meta: dict[str, JSON] | None,
+    meta: Mapping[str, JSON] | None,
 ) -> Identity:
     """The identity of a run: `settings` and `meta` beside what every run has."""
     decoder = {name: value for name, value in dataclasses.asdict(config).items() if name not in ELSEWHERE}
     own = {
         "optimizer": training.optimizer.identity(training.steps),
         "decoder": decoder,
-        "precision of products": str(jax.config.jax_default_matmul_precision),
+        "precision of products": default_precision(),
         **settings,
         "meta": meta or {},
     }
@@ -58,7 +58,7 @@ def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
     own = {(0, rows)}
     if mesh is not None and jax.process_count() > 1:
         where = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,))
-        own = {index[0].indices(rows)[:2] for index in where.values()}
+        own = {index[0].indices(rows)[:2] for index in where.values() if index is not None}
     sums = np.zeros((rows, hashlib.sha256().digest_size), np.uint8)
     for start, stop in own:
         batch = read(0, start, stop)
@@ -70,12 +70,12 @@ def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
     return hashlib.sha256(sums.tobytes()).hexdigest()
 
 
-def arrays_digest(arrays: Batch | Int[np.ndarray, "..."] | None) -> str:
+def arrays_digest(arrays: PyTree[Integer[Array | np.ndarray, "..."]]) -> str:
     """SHA-256 over integers: names, shapes and values, whatever their width."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         digest.update(f"{jax.tree_util.keystr(path)} {list(np.shape(leaf))}\n".encode())
-        digest.update(np.ascontiguousarray(leaf, np.int64))
+        digest.update(np.ascontiguousarray(leaf, np.int64).data)
     return digest.hexdigest()
 
 
@@ -102,7 +102,8 @@ def refuse_another(saved: Identity, asked: Identity) -> None:
         )
 
 
-def _refuse_other_encodings(saved: Sequence[dict[str, JSON]], asked: Sequence[dict[str, JSON]]) -> None:
+def _refuse_other_encodings(there: JSON, here: JSON) -> None:
+    saved, asked = cast(list[dict[str, JSON]], there), cast(list[dict[str, JSON]], here)
     matches = len(saved) == len(asked) and all(
         rope.same(rope.from_record(a), rope.from_record(b)) for a, b in zip(saved, asked, strict=True)
     )

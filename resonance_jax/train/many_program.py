@@ -6,7 +6,8 @@ call, and one compiled program serves every number of them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,11 @@ from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step, with_labels
 
-ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
+ManyBatches: TypeAlias = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
 """What fit_many trains on: a function of the step, see there."""
+
+_Steps: TypeAlias = Mapping[str, Int[Array, "K ..."]] | Int[Array, "K ..."]
+"""The batches of K steps."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -40,7 +44,7 @@ def _run_mesh(runs: int) -> Mesh:
 
 def _batch(examples: Batch | None, batch: Batch | Int[Array, "B"]) -> Batch:
     """The batch itself, or the examples of its row numbers; nothing of row -1 is scored."""
-    if examples is None:
+    if isinstance(batch, Mapping):
         return batch
     rows = with_labels(jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples))
     return {**rows, "labels": jnp.where(batch[:, None] < 0, IGNORE, rows["labels"])}
@@ -75,7 +79,7 @@ def _guarded_step(
 @functools.lru_cache(maxsize=16)
 def _program(
     config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """jitted (states [E], freqs [E], batches [K] or [K, E], examples, start, count) -> (states, metrics
     [K, E]).
 
@@ -85,8 +89,15 @@ def _program(
     tx = make_optimizer(training.optimizer, training.steps)
     wide = jnp.promote_types(jnp.float32, config.dtype)
 
-    def one(state, freqs, batches, examples, start, count):
-        def step(i, carry):
+    def one(
+        state: TrainState,
+        freqs: rope.Frequencies,
+        batches: _Steps,
+        examples: Batch | None,
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, Metrics]:
+        def step(i: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, log = carry
             batch = _batch(examples, jax.tree.map(lambda x: x[i], batches))
             state, metrics = _guarded_step(config, tx, state, start + i, batch, freqs, training.micro)
@@ -95,15 +106,25 @@ def _program(
         log = {name: jnp.zeros(training.steps_per_call, wide) for name in METRICS}
         return jax.lax.fori_loop(0, count, step, (state, log))
 
-    def local(states, freqs, batches, *same):
+    def local(
+        states: TrainState,
+        freqs: rope.Frequencies,
+        batches: _Steps,
+        examples: Batch | None,
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, Metrics]:
+        same = examples, start, count
         if mapped == "vmap":
             axes = (0, 0, None if shared else 1, None, None, None)
             return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, *same)
         if shared:
-            states, log = jax.lax.map(lambda run: one(*run, batches, *same), (states, freqs))
+            states, log = jax.lax.map(lambda run: one(run[0], run[1], batches, *same), (states, freqs))
         else:
             batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
-            states, log = jax.lax.map(lambda run: one(*run, *same), (states, freqs, batches))
+            states, log = jax.lax.map(
+                lambda run: one(run[0], run[1], run[2], *same), (states, freqs, batches)
+            )
         return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), log)
 
     sharded = jax.shard_map(
@@ -149,7 +170,7 @@ class ManyRunsProgram:
         training: TrainConfig,
         examples: Batch | None = None,
         params: Params | None = None,
-    ):
+    ) -> None:
         if not isinstance(freqs, rope.Frequencies):
             freqs = stack_frequencies(freqs)
         runs, encodings = len(seeds), len(freqs.wavelength)
@@ -165,7 +186,9 @@ class ManyRunsProgram:
         self._freqs = jax.device_put(freqs, self._by_run)
         self._examples = jax.device_put(examples, NamedSharding(mesh, P()))
         batch = jax.tree.map(np.asarray, batches(0))
-        rows = batch["tokens"] if examples is None else batch
+        rows = batch["tokens"] if isinstance(batch, Mapping) else batch
+        if isinstance(batch, Mapping) != (examples is None):
+            raise ValueError("batches must give arrays by name, or with examples the numbers of their rows.")
         shared = rows.ndim == (2 if examples is None else 1)
         tokens = rows.size * (1 if examples is None else examples["tokens"].shape[1])
         self.tokens_per_step = tokens * (runs if shared else 1)

@@ -5,17 +5,24 @@ from pathlib import Path
 
 import jax
 
+from resonance_jax.parallel.mesh import Device
 
-def needed(compiled) -> tuple[int, int]:
-    """Bytes a device that a compiled program takes: (what goes in and comes out, temporaries)."""
+
+def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
+    """Bytes a device that a compiled program takes: (what goes in and comes out, temporaries).
+
+    (0, 0) where the compiler does not say.
+    """
     m = compiled.memory_analysis()
+    if m is None:
+        return 0, 0
     return (
         m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
     )
 
 
-def free(devices: Sequence[jax.Device]) -> int | None:
+def free(devices: Sequence[Device]) -> int | None:
     """Bytes free on each of the devices (host devices share the host's memory); None where nobody knows."""
     limits = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in limits):

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
+from jaxtyping import PyTree
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
@@ -172,7 +173,7 @@ def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
     return tokens * (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item
 
 
-def bytes_of(like) -> int:
+def bytes_of(like: PyTree[jax.ShapeDtypeStruct]) -> int:
     """Bytes a device of a pytree of ShapeDtypeStructs with shardings (without: whole)."""
     total = 0
     for x in jax.tree.leaves(like):

@@ -1,22 +1,23 @@
 """One optimizer step as a pure function: loss, gradients in micro-batches, update, metrics."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Params, head, hidden_states
+from resonance_jax.model.decoder import Weights, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import constrain
 from resonance_jax.rope import Frequencies
 from resonance_jax.train.state import TrainState
 
-Batch = Mapping[str, Int[ArrayLike, "B _"]]
+Rows: TypeAlias = Int[Array | np.ndarray, "B _"]
+Batch: TypeAlias = Mapping[str, Rows]
 """Rows to train on, by name:
 
 tokens: i32[B, T].
@@ -29,17 +30,20 @@ segment_ids (optional): i32[B, T], the document that each token belongs to. Toke
 METRICS = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
 
-Metrics = dict[str, Float[Array, "..."]]
+Metrics: TypeAlias = dict[str, Float[Array, "..."]]
 """METRICS by name: a number each, or an array over steps and runs."""
 
 IGNORE = -100
 """The label of a position that is not scored."""
 
-Trained = PyTree[Float[Array, "..."]]
+Trained: TypeAlias = PyTree[Float[Array, "..."]]
 """What is trained: the decoder's params, or adapters and what is trained whole beside them."""
 
+Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""], Trained]
+"""Added up over micro-batches: losses, numbers of scored positions, gradients."""
 
-def with_labels(batch: Batch) -> dict[str, Any]:
+
+def with_labels(batch: Batch) -> dict[str, Rows]:
     """The batch with `labels` i32[B, T] in place of its targets: label t is what position t predicts.
 
     On NumPy arrays the labels are NumPy arrays. Every array of the result is as long as `tokens`, so that a
@@ -70,7 +74,7 @@ def with_labels(batch: Batch) -> dict[str, Any]:
 
 def summed_loss(
     config: DecoderConfig,
-    params: Params,
+    params: Weights,
     batch: Batch,
     freqs: Frequencies,
     key: PRNGKeyArray | None = None,
@@ -95,7 +99,7 @@ def gradients(
     freqs: Frequencies,
     key: PRNGKeyArray | None = None,
     micro: int = 0,
-    decoder: Callable[[Trained], Params] | None = None,
+    decoder: Callable[[Trained], Weights] | None = None,
 ) -> tuple[Float[Array, ""], Trained]:
     """Mean loss over all scored positions of the batch, in nats per token, and its gradient.
 
@@ -126,7 +130,7 @@ def gradients(
         pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
         keys = None if key is None else jax.random.split(key, rows // micro)
 
-        def add(carry, piece):
+        def add(carry: Sums, piece: tuple[Batch, PRNGKeyArray | None]) -> tuple[Sums, None]:
             (total, count), grads = value_and_grad(params, *piece)
             return jax.tree.map(jnp.add, carry, (total, count, grads)), None
 
@@ -144,7 +148,7 @@ def train_step(
     batch: Batch,
     freqs: Frequencies,
     micro: int = 0,
-    decoder: Callable[[Trained], Params] | None = None,
+    decoder: Callable[[Trained], Weights] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The next state and the step's METRICS; arguments as those of `gradients`."""
     # Adapters have a dropout of their own.
@@ -152,5 +156,7 @@ def train_step(
     loss, grads = gradients(config, state.params, batch, freqs, key, micro, decoder)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = dict(zip(METRICS, (loss, optax.global_norm(grads), optax.global_norm(updates)), strict=True))
+    metrics: Metrics = dict(
+        zip(METRICS, (loss, optax.global_norm(grads), optax.global_norm(updates)), strict=True)
+    )
     return TrainState(params, opt_state, state.step + 1, state.key), metrics

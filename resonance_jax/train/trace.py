@@ -15,14 +15,14 @@ class Trace:
     uploaded at the end.
     """
 
-    def __init__(self, folder: AnyPath, count: int):
+    def __init__(self, folder: AnyPath, count: int) -> None:
         self._folder, self._count, self._seen, self._temporary = as_path(folder), count, 0, None
         self._running = False
 
     def __enter__(self) -> "Trace":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._running:
             self._stop()
 
