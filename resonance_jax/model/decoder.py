@@ -380,9 +380,9 @@ class Decoder(nnx.Module):
         return self.replace(params=params)
 
     def shardings(self) -> parameters.Tree[NamedSharding]:
-        """Where each parameter lies on the mesh, as the params pytree. ValueError for one without a mesh."""
+        """Where each parameter lies on the mesh, as the params pytree. ValueError without a mesh."""
         if self.mesh is None:
-            raise ValueError("this decoder has no mesh; give it one (Decoder(mesh=...)) to have shardings.")
+            raise ValueError("this decoder lies on no mesh; make it with mesh=make_mesh(...).")
         return parameters.shardings(self.config, self.mesh)
 
     def count_parameters(self) -> int:

@@ -55,7 +55,7 @@ class Checkpoints:
         path = epath.Path(directory)
         # Orbax wants an absolute path; a URL already is one.
         self._path = path = path if is_remote(path) else path.absolute()
-        self._saving: int | None = None
+        self._saving = 0  # the step that Orbax is writing
         self._manager = ocp.CheckpointManager(
             path,
             options=ocp.CheckpointManagerOptions(

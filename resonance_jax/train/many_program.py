@@ -7,7 +7,6 @@ call, and one compiled program serves every number of them.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +27,8 @@ from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step, with_labels
 
-ManyBatches: TypeAlias = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
+ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
 """What fit_many trains on: a function of the step, see there."""
-
-_Steps: TypeAlias = Mapping[str, Int[Array, "K ..."]] | Int[Array, "K ..."]
-"""The batches of K steps."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -46,6 +42,8 @@ def _batch(examples: Batch | None, batch: Batch | Int[Array, "B"]) -> Batch:
     """The batch itself, or the examples of its row numbers; nothing of row -1 is scored."""
     if isinstance(batch, Mapping):
         return batch
+    if examples is None:
+        raise ValueError("batches give row numbers, but there are no examples to take them from.")
     rows = with_labels(jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples))
     return {**rows, "labels": jnp.where(batch[:, None] < 0, IGNORE, rows["labels"])}
 
@@ -92,7 +90,7 @@ def _program(
     def one(
         state: TrainState,
         freqs: rope.Frequencies,
-        batches: _Steps,
+        batches: Batch | Int[Array, "K B"],
         examples: Batch | None,
         start: Int[Array, ""],
         count: Int[Array, ""],
@@ -109,22 +107,22 @@ def _program(
     def local(
         states: TrainState,
         freqs: rope.Frequencies,
-        batches: _Steps,
+        batches: Batch | Int[Array, "K *E B"],
         examples: Batch | None,
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[TrainState, Metrics]:
-        same = examples, start, count
         if mapped == "vmap":
             axes = (0, 0, None if shared else 1, None, None, None)
-            return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, *same)
+            runs = jax.vmap(one, in_axes=axes, out_axes=(0, 1))
+            return runs(states, freqs, batches, examples, start, count)
         if shared:
-            states, log = jax.lax.map(lambda run: one(run[0], run[1], batches, *same), (states, freqs))
+            own = lambda run: one(run[0], run[1], batches, examples, start, count)
+            states, log = jax.lax.map(own, (states, freqs))
         else:
             batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
-            states, log = jax.lax.map(
-                lambda run: one(run[0], run[1], run[2], *same), (states, freqs, batches)
-            )
+            own = lambda run: one(run[0], run[1], run[2], examples, start, count)
+            states, log = jax.lax.map(own, (states, freqs, batches))
         return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), log)
 
     sharded = jax.shard_map(
@@ -186,9 +184,7 @@ class ManyRunsProgram:
         self._freqs = jax.device_put(freqs, self._by_run)
         self._examples = jax.device_put(examples, NamedSharding(mesh, P()))
         batch = jax.tree.map(np.asarray, batches(0))
-        rows = batch["tokens"] if isinstance(batch, Mapping) else batch
-        if isinstance(batch, Mapping) != (examples is None):
-            raise ValueError("batches must give arrays by name, or with examples the numbers of their rows.")
+        rows = batch["tokens"] if examples is None else batch
         shared = rows.ndim == (2 if examples is None else 1)
         tokens = rows.size * (1 if examples is None else examples["tokens"].shape[1])
         self.tokens_per_step = tokens * (runs if shared else 1)

@@ -4,8 +4,8 @@ Parameters and optimizer moments lie alike, by the logical axes of the parameter
 are float32 (or float64) whatever the activations compute in.
 """
 
+import dataclasses
 import functools
-from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,8 @@ from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import Batch, Metrics, Trained, train_step
 
-Frozen: TypeAlias = dict[str, Float[Array, "..."]]
+Frozen = dict[str, Float[Array, "..."]]
 """Weights by path that are not trained, beside adapters."""
-
-Where: TypeAlias = PyTree[NamedSharding]
 
 
 class RunProgram:
@@ -54,12 +52,12 @@ class RunProgram:
         state = jax.eval_shape(self._first, trained, 0)
         where = None if mesh is None else self._shardings(state, mesh)
         self.like: TrainState = state if where is None else jax.tree.map(_placed, state, where)
-        decoder = None if lora is None else functools.partial(self._adapted, lora)
+        adapted = None if lora is None else functools.partial(self._adapted, lora=lora)
 
         def step(
             state: TrainState, frozen: Frozen, batch: Batch, freqs: Frequencies
         ) -> tuple[TrainState, Metrics]:
-            own = None if decoder is None else functools.partial(decoder, frozen=frozen)
+            own = None if adapted is None else functools.partial(adapted, frozen=frozen)
             return train_step(config, self.tx, state, batch, freqs, training.micro, own)
 
         out = None if where is None else (where, self.everywhere)
@@ -109,25 +107,25 @@ class RunProgram:
     def _first(self, trained: Trained, seed: int | UInt32[Array, ""]) -> TrainState:
         return new_state(trained, self.tx, jax.random.fold_in(jax.random.key(seed), 1))
 
-    def _adapted(self, lora: LoraConfig, trained: Trained, frozen: Frozen) -> Weights:
+    def _adapted(self, trained: Trained, frozen: Frozen, lora: LoraConfig) -> Weights:
         params = adapters.unflatten({**frozen, **trained["whole"]})
         return adapters.adapt(params, trained["adapters"], lora)
 
     def _shardings(self, state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
         """The state's pytree as shardings: moments as their parameters, all else everywhere."""
-        params: Where = shardings(self.config, mesh)
+        params: PyTree[NamedSharding] = shardings(self.config, mesh)
         if self.lora is not None:
             whole, _ = adapters.split(params, self.lora)
             params = {"adapters": adapters.shardings(self.config, self.lora, mesh), "whole": whole}
+        everywhere = self.everywhere
         moments = optax.tree_map_params(
             self.tx,
             lambda _, where: where,
             state.opt_state,
             params,
-            transform_non_params=lambda _: self.everywhere,
+            transform_non_params=lambda _: everywhere,
         )
-        everywhere = cast(Array, self.everywhere)  # the same pytree, of shardings where arrays will be
-        return TrainState(params, moments, everywhere, everywhere)
+        return dataclasses.replace(state, params=params, opt_state=moments, step=everywhere, key=everywhere)
 
 
 def _placed(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Weights, head, hidden_states
@@ -16,8 +16,7 @@ from resonance_jax.parallel.mesh import constrain
 from resonance_jax.rope import Frequencies
 from resonance_jax.train.state import TrainState
 
-Rows: TypeAlias = Int[Array | np.ndarray, "B _"]
-Batch: TypeAlias = Mapping[str, Rows]
+Batch = Mapping[str, Int[Array | np.ndarray, "B _"]]
 """Rows to train on, by name:
 
 tokens: i32[B, T].
@@ -27,23 +26,26 @@ segment_ids (optional): i32[B, T], the document that each token belongs to. Toke
     only, and without targets the last token of one does not predict the first token of the next.
 """
 
-METRICS = ("loss", "grad_norm", "update_norm")
+METRICS: tuple[str, ...] = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
 
-Metrics: TypeAlias = dict[str, Float[Array, "..."]]
+Metrics = dict[str, Float[Array, "..."]]
 """METRICS by name: a number each, or an array over steps and runs."""
 
 IGNORE = -100
 """The label of a position that is not scored."""
 
-Trained: TypeAlias = PyTree[Float[Array, "..."]]
+Trained = PyTree[Float[Array, "..."]]
 """What is trained: the decoder's params, or adapters and what is trained whole beside them."""
 
 Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""], Trained]
-"""Added up over micro-batches: losses, numbers of scored positions, gradients."""
+"""(summed loss, scored positions, gradient of the sum)."""
+
+ToDecoder = Callable[[Trained], Weights]
+"""Makes the decoder's params of what is trained."""
 
 
-def with_labels(batch: Batch) -> dict[str, Rows]:
+def with_labels(batch: Batch) -> dict[str, Int[Array | np.ndarray, "B T"]]:
     """The batch with `labels` i32[B, T] in place of its targets: label t is what position t predicts.
 
     On NumPy arrays the labels are NumPy arrays. Every array of the result is as long as `tokens`, so that a
@@ -56,7 +58,7 @@ def with_labels(batch: Batch) -> dict[str, Rows]:
         )
     tokens, segments = batch["tokens"], batch.get("segment_ids")
     targets = batch.get("targets", tokens)
-    rows, length = tokens.shape
+    rows, length = tokens.shape[0], tokens.shape[1]
     if targets.shape not in ((rows, length), (rows, length + 1)):
         raise ValueError(f"targets {list(targets.shape)} do not belong to tokens {[rows, length]}.")
     if segments is not None and segments.shape != (rows, length):
@@ -77,7 +79,7 @@ def summed_loss(
     params: Weights,
     batch: Batch,
     freqs: Frequencies,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the negative log-likelihoods in nats and the number of scored positions.
 
@@ -89,7 +91,7 @@ def summed_loss(
     x = hidden_states(config, params, batch["tokens"], freqs, segment_ids=batch.get("segment_ids"), key=key)
     # Every position is scored, one without a label against nothing: T stays what a mesh can cut.
     nll = linear_cross_entropy(x, head(config, params), batch["labels"], ignore=IGNORE)
-    return nll.sum(), (batch["labels"] != IGNORE).sum().astype(nll.dtype)
+    return nll.sum(), jnp.sum(batch["labels"] != IGNORE).astype(nll.dtype)
 
 
 def gradients(
@@ -97,9 +99,9 @@ def gradients(
     params: Trained,
     batch: Batch,
     freqs: Frequencies,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
     micro: int = 0,
-    decoder: Callable[[Trained], Weights] | None = None,
+    decoder: ToDecoder | None = None,
 ) -> tuple[Float[Array, ""], Trained]:
     """Mean loss over all scored positions of the batch, in nats per token, and its gradient.
 
@@ -130,7 +132,7 @@ def gradients(
         pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
         keys = None if key is None else jax.random.split(key, rows // micro)
 
-        def add(carry: Sums, piece: tuple[Batch, PRNGKeyArray | None]) -> tuple[Sums, None]:
+        def add(carry: Sums, piece: tuple[Batch, Key[Array, ""] | None]) -> tuple[Sums, None]:
             (total, count), grads = value_and_grad(params, *piece)
             return jax.tree.map(jnp.add, carry, (total, count, grads)), None
 
@@ -148,7 +150,7 @@ def train_step(
     batch: Batch,
     freqs: Frequencies,
     micro: int = 0,
-    decoder: Callable[[Trained], Weights] | None = None,
+    decoder: ToDecoder | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The next state and the step's METRICS; arguments as those of `gradients`."""
     # Adapters have a dropout of their own.
@@ -156,7 +158,6 @@ def train_step(
     loss, grads = gradients(config, state.params, batch, freqs, key, micro, decoder)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics: Metrics = dict(
-        zip(METRICS, (loss, optax.global_norm(grads), optax.global_norm(updates)), strict=True)
-    )
+    norms = optax.global_norm(grads), optax.global_norm(updates)
+    metrics: Metrics = dict(zip(METRICS, (loss, *norms), strict=True))
     return TrainState(params, opt_state, state.step + 1, state.key), metrics
