@@ -9,6 +9,7 @@ import json
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Store:
     evaluate.sweep says what a result belongs to; the folder's name and its place mean nothing.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._told: set[str] = set()
 
@@ -83,21 +84,13 @@ def _read(path: Path) -> tuple[Identity, Results]:
         facts = json.loads(str(file["facts"]))
     if of_arrays(arrays) != facts["sha256"]:
         raise ValueError("its checksum differs")
-    results = {
-        fact["length"]: Perplexity(
-            protocol=fact["protocol"],
-            length=fact["length"],
-            stride=fact["stride"],
-            bos_id=fact["bos_id"],
-            nll=arrays[f"{fact['length']}/nll"],
-            scored=arrays[f"{fact['length']}/scored"],
-            document=arrays[f"{fact['length']}/document"],
-            position_nll=arrays[f"{fact['length']}/position_nll"],
-            position_scored=arrays[f"{fact['length']}/position_scored"],
-        )
-        for fact in facts["results"]
-    }
+    results = {fact["length"]: _result(fact, arrays) for fact in facts["results"]}
     return facts["identity"], results
+
+
+def _result(fact: dict[str, Any], arrays: dict[str, np.ndarray]) -> Perplexity:
+    fields: dict[str, Any] = {name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
+    return Perplexity(**fact, **fields)
 
 
 def document_digest(tokens: np.ndarray) -> str:

@@ -117,4 +117,4 @@ def _cut_off(file: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     cut = [name for name, end in ends.items() if end > size]
-    return f"it breaks off before the end of tensor {min(cut, key=ends.get)}" if cut else None
+    return f"it breaks off before the end of tensor {min(cut, key=lambda name: ends[name])}" if cut else None

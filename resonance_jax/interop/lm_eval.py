@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
-from lm_eval import utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
+from lm_eval import utils  # pyright: ignore[reportMissingImports]  # an optional library
+from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]  # an optional library
+from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]  # an optional library
+from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]  # an optional library
 
 from resonance_jax import data, evaluate, generate, rope
 from resonance_jax.data.prompts import prompt_ids
@@ -78,7 +78,7 @@ class ResonanceLM(TemplateLM):
         tokenizer: str | None = None,
         dtype: str = "float32",
         **harness: object,
-    ):
+    ) -> None:
         if unknown := set(harness) - {"batch_size", "max_batch_size", "device"}:
             raise ValueError(f"unknown model arguments: {', '.join(sorted(unknown))}.")
         super().__init__()
@@ -182,6 +182,6 @@ def _padded(tokens: Int32[np.ndarray, "T"]) -> Int32[np.ndarray, "1 bucket"]:
 
 
 if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]  # an optional library
 
     cli_evaluate()

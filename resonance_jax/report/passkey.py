@@ -106,12 +106,13 @@ def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
     axes = figure.subplots(panels, columns, squeeze=False)
     for axis in axes.flat[len(encodings) :]:
         axis.set_visible(False)
+    images = []
     for index, (axis, encoding) in enumerate(zip(axes.flat, encodings, strict=False)):
         shares = np.full((len(depths), len(lengths)), np.nan)
         for row in table:
             if row["encoding"] == encoding:
                 shares[depths.index(row["depth"]), lengths.index(row["length"])] = 100 * row["share"]
-        image = axis.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        images.append(axis.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto"))
         for (y, x), share in np.ndenumerate(shares):
             if np.isfinite(share):
                 colour = "black" if share > 60 else "white"
@@ -126,7 +127,7 @@ def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
             axis.set_ylabel("depth of the key", fontsize=9)
         if index + columns >= len(encodings):
             axis.set_xlabel("prompt (tokens)", fontsize=9)
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.03, pad=0.01)
+    bar = figure.colorbar(images[0], ax=axes.ravel().tolist(), fraction=0.03, pad=0.01)
     bar.set_label("keys found (%)", fontsize=9)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -15,8 +15,21 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-Style = dict[str, str | float | None]
-"""Keyword arguments of a matplotlib line."""
+
+class Style(TypedDict, total=False):
+    """Keyword arguments of a matplotlib line."""
+
+    color: str
+    linestyle: str
+    linewidth: float
+    marker: str | None
+    markersize: float
+    markerfacecolor: str
+    markevery: tuple[int, int]
+    alpha: float
+    zorder: float
+
+
 Sweeps = Mapping[str, Mapping[int, Perplexity]]
 """label -> {length: Perplexity}, as evaluate.sweep gives them."""
 Panels = Mapping[str, Mapping[str, Float[np.ndarray, "seeds points"]]]
@@ -37,11 +50,15 @@ COLOURS = {
 }
 
 
+def colour(label: str) -> str:
+    """The colour of a label's method."""
+    return COLOURS.get(label.split(",")[0].removeprefix("Resonance "), "#777777")
+
+
 def style(label: str) -> Style:
     """Line style of a label: colour by method, dashed for Resonance, a marker for a changed model."""
-    method = label.split(",")[0].removeprefix("Resonance ")
     return {
-        "color": COLOURS.get(method, "#777777"),
+        "color": colour(label),
         "linestyle": "--" if label.startswith("Resonance") else "-",
         "marker": "o" if FINETUNED in label else "x" if SWAPPED in label else None,
         "markersize": 4,
@@ -101,7 +118,7 @@ def perplexity_plot(
         some = longest.position_scored > 0
         mean = np.exp(longest.position_nll[some] / longest.position_scored[some])
         centre = (np.flatnonzero(some) + 0.5) * BIN
-        right.plot(centre, mean, **{**style(label), "marker": None})
+        right.plot(centre, mean, **(style(label) | {"marker": None}))
     left.set_xlabel(f"context length ({unit}s)")
     right.set_xlabel(f"position in the context ({unit}s), bins of {BIN}")
     left.set_ylabel(f"perplexity per {unit}, to that length")
@@ -198,7 +215,7 @@ def _band(
     mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
     axis.plot(x, mean, label=label, **style(label))
     high = np.minimum(mean + deviation, most)
-    axis.fill_between(x, mean - deviation, high, color=style(label)["color"], alpha=0.12, lw=0)
+    axis.fill_between(x, mean - deviation, high, color=colour(label), alpha=0.12, lw=0)
 
 
 def _by_task(panels: Panels, title: str) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
@@ -256,6 +273,8 @@ def validation_loss_plot(
         epochs: when each evaluation was.
         title: above the panels.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _by_task(panels, title)
     for axis, lines in zip(axes, panels.values(), strict=True):
         for label, values in lines.items():
@@ -264,6 +283,6 @@ def validation_loss_plot(
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
     for axis in axes:
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
     save(figure, path)

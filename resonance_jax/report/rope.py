@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from resonance_jax import rope
-from resonance_jax.report.plots import Style, legend_below, mark, new_figure, save, style
+from resonance_jax.report.plots import Style, colour, legend_below, mark, new_figure, save, style
 
 Tables = Mapping[str, rope.Frequencies]
 """The encodings, by label."""
@@ -58,14 +58,14 @@ def pair_rows(tables: Tables, train_length: int, length: int) -> list[PairRow]:
     for label, freqs in tables.items():
         wavelength, gap = rope.wavelengths(freqs), rope.feature_gap(freqs, train_length, length)
         rows += [
-            {
-                "encoding": label,
-                "pair": pair,
-                "wavelength": float(wavelength[pair]),
-                "inv_freq": float(freqs.inv_freq64[pair]),
-                "pre_critical": bool(wavelength[pair] <= train_length),
-                "feature_gap": float(gap[pair]),
-            }
+            PairRow(
+                encoding=label,
+                pair=pair,
+                wavelength=float(wavelength[pair]),
+                inv_freq=float(freqs.inv_freq64[pair]),
+                pre_critical=bool(wavelength[pair] <= train_length),
+                feature_gap=float(gap[pair]),
+            )
             for pair in range(len(gap))
         ]
     return rows
@@ -177,7 +177,7 @@ def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, le
         look = _line(label)
         name = f"{label} ({critical} of {len(own)})"
         axis.plot([row["pair"] for row in own], wavelength, label=name, **look)
-        axis.plot(critical - 0.5, train_length, "D", color=look["color"], markersize=6, zorder=4)
+        axis.plot(critical - 0.5, train_length, "D", color=colour(label), markersize=6, zorder=4)
     for positions, name in ((train_length, "training length"), (length, "longest length")):
         axis.axhline(positions, color="#555555", linewidth=1, linestyle=":")
         text = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 8, "color": "#555555"}
@@ -218,9 +218,9 @@ def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: i
     for label, own in _by_encoding(rows).items():
         gap = np.array([row["feature_gap"] for row in own])
         smallest = min([smallest, *gap[gap > 0]])
-        look = {**style(label), "marker": "o" if label.startswith("Resonance") else ".", "linewidth": 1.0}
+        look = style(label) | {"marker": ".", "linewidth": 1.0}
         if label.startswith("Resonance"):
-            look |= {"markerfacecolor": "none", "markersize": 5}
+            look |= {"marker": "o", "markerfacecolor": "none", "markersize": 5}
         axis.plot([row["pair"] for row in own], gap, label=label, **look)
     lowest = 10.0 ** np.floor(np.log10(smallest))
     axis.set_yscale("symlog", linthresh=lowest, linscale=0.5)

@@ -32,7 +32,7 @@ class History:
         ValueError: the file does not hold what `stated` is the digest of.
     """
 
-    def __init__(self, path: AnyPath | None, step: int, stated: str | None = None):
+    def __init__(self, path: AnyPath | None, step: int, stated: str | None = None) -> None:
         self.records = [] if path is None else _read_until(as_path(path), step)
         if path is not None and stated not in (None, self.digest()):
             raise ValueError(

@@ -42,7 +42,11 @@ def test_a_folder_is_another_configs_once_something_was_computed(tmp_path):
 
 def test_a_folder_belongs_to_one_process(tmp_path):
     folder = open_run("study", Config(run_dir=str(tmp_path / "run")))
-    code = "import sys, pathlib\nfrom resonance_jax.command.run_lock import hold\nhold(pathlib.Path(sys.argv[1]))"
+    code = """
+import pathlib, sys
+from resonance_jax.command.run_lock import hold
+hold(pathlib.Path(sys.argv[1]))
+"""
     other = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     assert f"is in use by process {os.getpid()} on" in other.stderr
 
