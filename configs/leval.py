@@ -8,8 +8,8 @@ Command:   python -m experiments.leval any --checkpoint PATH --data FOLDER --con
 Hardware:  7B in bfloat16 at 32k: one 80 GB accelerator
 Time:      897 questions and 64 second ones, each a prefill of up to 32k tokens and up to 512 new ones
 Expected:  the row of Table 2 that a preset names is printed beside ours. None was run where this was
-           written: LLaMA-2's weights and L-Eval's data are not available there. The paper's document budgets and
-           its dynamic NTK's s are not known; here both are those of L-Eval's script.
+           written: LLaMA-2's weights and L-Eval's data are not available there. The paper's document
+           budgets and its dynamic NTK's s are not known; here both are those of L-Eval's script.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Config:
     """L-Eval's: a document may have this (k = 1,000) less 512 tokens."""
     length: int | None = None
     """Positions that the encoding is declared for; default: what the longest prompt of the run and its new
-    tokens need, so that every question is asked. With a shorter one, a question that does not fit is left out,
-    and said."""
+    tokens need, so that every question is asked. With a shorter one, a question that does not fit is left
+    out, and said."""
     dynamic_scale: str = "ceil"
     """How a dynamic encoding's s follows a prompt of n tokens: "ceil" is the benchmark's script, (n + new
     tokens) / L rounded up, and plain RoPE for n up to L; "exact" does not round."""
