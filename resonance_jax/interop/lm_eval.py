@@ -21,7 +21,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from resonance_jax import data, evaluate, generate, rope
-from resonance_jax.data.prompts import prompt_ids
+from resonance_jax.data.ids import prompt_ids
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import DecoderConfig, hidden_states
 from resonance_jax.model.decoder import Params, logits
