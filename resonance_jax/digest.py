@@ -61,7 +61,7 @@ def differing(kept: Identity, asked: Identity) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def _flat(value: Plain, path: str = "") -> Iterator[tuple[str, Plain]]:
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else str(name))
