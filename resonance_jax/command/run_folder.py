@@ -1,9 +1,9 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
-import dataclasses
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from resonance_jax.command.options import Config, Dataclass, options_of
@@ -78,17 +78,19 @@ def _resolved(config: Dataclass) -> dict[str, object]:
     return values
 
 
-def stated_config(folder: Path, kind: type[Config]) -> Config | None:
-    """The flat config that a run folder was made with, as far as `kind` still has its options; None where
-    there is no run."""
+def stated_config(folder: FilePath, kind: Callable[..., Config]) -> Config | None:
+    """The config that a run folder was made with, as far as `kind` still has its options.
+
+    kind: a dataclass without nested ones. None where there is no run.
+    """
     path = folder / "config.json"
     if not path.exists():
         return None
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 
-def local_part(study: str, config: Dataclass, folder: Path) -> Path:
+def local_part(study: str, config: Dataclass, folder: FilePath) -> FilePath:
     """Where a run keeps what has to be a local file, such as mapped tokens.
 
     The run folder itself, or a twin on this machine's disk for one that lies in an object store.
@@ -99,7 +101,7 @@ def local_part(study: str, config: Dataclass, folder: Path) -> Path:
     return twin.with_name(f"{twin.name}-local")
 
 
-def remember(path: Path, text: dict[str, object]) -> None:
+def remember(path: FilePath, text: dict[str, object]) -> None:
     """Write down which text a run is about; ValueError where it began with another one."""
     if not path.exists():
         write_json(path, text)

@@ -2,29 +2,35 @@
 
 import pytest
 
+from resonance_jax import interop, model
 from resonance_jax.command.checkpoints import encodings_of, named_checkpoints, scale_note
 from resonance_jax.rope import RopeSpec
 
 OWN = RopeSpec("yarn", head_dim=16, scale=2.0, train_length=32)
 
 
-def test_names_of_checkpoints(tmp_path):
-    (tmp_path / "small").mkdir()
-    path = str(tmp_path / "small")
-    assert named_checkpoints([path, f"other={path}"]) == {"small": path, "other": path}
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> str:
+    """A small checkpoint's directory, of that name."""
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 16, "d_ff": 16}
+    folder = tmp_path_factory.mktemp("checkpoints") / "small"
+    interop.save_hf(model.Decoder(model.PRESETS["tiny"].replace(**shape)), folder, rope=OWN)
+    return str(folder)
 
 
-@pytest.mark.parametrize(
-    ("entries", "sentence"),
-    [
+def test_names_of_checkpoints(small):
+    named = named_checkpoints([small, f"other={small}"])
+    assert list(named) == ["small", "other"] and {str(c.path) for c in named.values()} == {small}
+
+
+def test_bad_checkpoints(small):
+    for entries, sentence in (
         ([], "no checkpoint to score"),
-        (["a=/x", "a=/y"], "two checkpoints share a name"),
+        ([f"a={small}", f"a={small}"], "two checkpoints share the name 'a'"),
         (["a=/nowhere"], "checkpoint a: /nowhere is not a directory"),
-    ],
-)
-def test_bad_checkpoints(entries, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        named_checkpoints(entries)
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            named_checkpoints(entries)
 
 
 def test_scales_that_nobody_asked_for():

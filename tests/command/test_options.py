@@ -96,6 +96,7 @@ def test_a_run_folder_belongs_to_one_config(tmp_path):
     folder = open_run("study", config)
     assert json.loads((folder / "config.json").read_text())["lora_rank"] == 16
     assert open_run("study", config) == folder
+    (folder / "result.csv").write_text("1\n")  # a folder in which nothing was computed is taken over
     with pytest.raises(ValueError, match=r"another config \(lora_rank: 16 there, 2 here, lr: 2e-05 there"):
         open_run("study", with_options(config, lora_rank=2, lr=1.0))
 
