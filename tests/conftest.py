@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # imported; commands run in subprocesses are not checked.
 from jaxtyping import install_import_hook
 
-install_import_hook("resonance_jax", "beartype.beartype")
+install_import_hook("resonance_jax", "tests.typechecker.checked")
 
 import jax
 import pytest
