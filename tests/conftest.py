@@ -13,7 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # imported; commands run in subprocesses are not checked.
 from jaxtyping import install_import_hook
 
-install_import_hook("resonance_jax", "tests.typechecker.checked")
+from tests import typechecker  # the hook finds it by its name, but does not import it
+
+install_import_hook("resonance_jax", f"{typechecker.__name__}.checked")
 
 import jax
 import pytest
