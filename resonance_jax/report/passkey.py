@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
 from resonance_jax.evaluate import passkey
 from resonance_jax.evaluate.binomial import wilson
+from resonance_jax.files import AnyPath
 from resonance_jax.report.plots import blank_figure, save
 
 
@@ -85,7 +85,7 @@ def table(cells: Sequence[ModelCell]) -> list[dict[str, str | int | None]]:
     return lines
 
 
-def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
+def heat_map(table: Sequence[Row], path: AnyPath, title: str) -> None:
     """Write a PNG: the share of keys found, depth against length, a panel per encoding. table: of `rows`.
 
     Resonance encodings come last; when there are as many of them as of others, each stands below its base.

@@ -10,7 +10,6 @@ All without the attention factor, against float64.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Float64, Int, Integer
 
 from resonance_jax import rope
+from resonance_jax.files import AnyPath
 from resonance_jax.parallel.mesh import Device
 from resonance_jax.report.plots import Style, legend_below, mark, new_figure, save, style
 
@@ -152,7 +152,7 @@ def table(rows: Sequence[ErrorRow], positions: Sequence[int]) -> list[dict[str, 
     return list(lines.values())
 
 
-def phase_error_plot(rows: Sequence[ErrorRow], path: str | Path) -> None:
+def phase_error_plot(rows: Sequence[ErrorRow], path: AnyPath) -> None:
     """Write a PNG: error against position, a panel per way, a line per encoding. rows: of one backend."""
     figure, axes = new_figure(len(WAYS), width=4.4, height=4.4)
     for axis, way in zip(axes, WAYS, strict=True):

@@ -1,14 +1,13 @@
 """Pictures: readable labels, colours that survive colour blindness, one idea per panel."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from jaxtyping import Float
 
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
-from resonance_jax.files import atomic
+from resonance_jax.files import AnyPath, atomic
 from resonance_jax.report.labels import FINETUNED, SWAPPED
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def new_figure(
     return figure, axes
 
 
-def save(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
+def save(figure: "matplotlib.figure.Figure", path: AnyPath) -> None:
     """Write a figure as a PNG, whole or not at all."""
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
@@ -96,7 +95,7 @@ def save(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
 
 def perplexity_plot(
     results: Sweeps,
-    path: str | Path,
+    path: AnyPath,
     train_length: int | None = None,
     title: str = "",
     unit: str = "token",
@@ -133,9 +132,7 @@ def perplexity_plot(
     save(figure, path)
 
 
-def perplexity_panels(
-    results: Mapping[str, Sweeps], path: str | Path, train_length: int | None = None
-) -> None:
+def perplexity_panels(results: Mapping[str, Sweeps], path: AnyPath, train_length: int | None = None) -> None:
     """Write a PNG: perplexity against length, a panel per corpus, a line per label (the paper's Figure 4)."""
     figure, axes = new_figure(len(results), width=5.6, height=4.6)
     for axis, (corpus, by_label) in zip(axes, results.items(), strict=True):
@@ -229,7 +226,7 @@ def _by_task(panels: Panels, title: str) -> "tuple[matplotlib.figure.Figure, lis
 
 def accuracy_by_position_plot(
     panels: Panels,
-    path: str | Path,
+    path: AnyPath,
     first: int,
     train_length: int,
     ceilings: Mapping[str, tuple[float, float]],
@@ -263,7 +260,7 @@ def accuracy_by_position_plot(
 
 
 def validation_loss_plot(
-    panels: Panels, path: str | Path, epochs: Float[np.ndarray, "evaluations"], title: str = ""
+    panels: Panels, path: AnyPath, epochs: Float[np.ndarray, "evaluations"], title: str = ""
 ) -> None:
     """Write a PNG: validation loss against epochs (the Resonance paper's Figure 3), a panel per task.
 

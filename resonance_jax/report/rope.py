@@ -5,7 +5,6 @@
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from resonance_jax import rope
+from resonance_jax.files import AnyPath
 from resonance_jax.report.plots import Style, colour, legend_below, mark, new_figure, save, style
 
 Tables = Mapping[str, rope.Frequencies]
@@ -165,7 +165,7 @@ def _by_encoding(rows: list[Row]) -> dict[str, list[Row]]:
     return grouped
 
 
-def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+def wavelength_plot(rows: list[PairRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the wavelength of every pair, the critical dimension of each encoding marked.
 
     rows: of pair_rows(). train_length, length: marked, in positions.
@@ -192,7 +192,7 @@ def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, le
     save(figure, path)
 
 
-def decay_plot(rows: list[DecayRow], path: str | Path, train_length: int) -> None:
+def decay_plot(rows: list[DecayRow], path: AnyPath, train_length: int) -> None:
     """Write a PNG: attention score against distance. rows: of decay_rows()."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     for label, own in _by_encoding(rows).items():
@@ -208,7 +208,7 @@ def decay_plot(rows: list[DecayRow], path: str | Path, train_length: int) -> Non
     save(figure, path)
 
 
-def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+def gap_plot(rows: list[PairRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the feature gap of every pair (Resonance paper eq. 8), zero included.
 
     rows: of pair_rows() with the same lengths, in positions.
@@ -238,7 +238,7 @@ def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: i
     save(figure, path)
 
 
-def angle_plot(rows: list[AngleRow], path: str | Path, train_length: int, length: int) -> None:
+def angle_plot(rows: list[AngleRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the angles of one pair at seen and unseen positions, a circle per encoding.
 
     As the Resonance paper's Figure 1. rows: of angle_rows() with the same lengths; encodings without and with
