@@ -17,6 +17,7 @@ from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
 from resonance_jax.interop.hf_files import TensorSlice
 from resonance_jax.model import Decoder, DecoderConfig
 from resonance_jax.model.decoder import Params
+from resonance_jax.model.lora import flatten
 from resonance_jax.model.parameters import Parameter, map_declared, real_dtype
 from resonance_jax.parallel.gather import gathered
 from resonance_jax.parallel.mesh import sharding
@@ -202,9 +203,7 @@ def _blocks(first: int, last: int, row: int) -> Iterator[tuple[int, int]]:
 
 def stored(params: Params, path: str, layer: int | None) -> np.ndarray:
     """One tensor as Hugging Face stores it, on the host."""
-    leaf = params
-    for key in path.split("/"):
-        leaf = leaf[key]
+    leaf = flatten(params)[path]
     array = gathered(leaf if layer is None else leaf[layer])
     # safetensors writes memory order, so a transposed view would come out scrambled.
     return np.ascontiguousarray(array.T if NAMES[path][1] else array)

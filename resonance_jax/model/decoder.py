@@ -372,7 +372,9 @@ class Decoder(nnx.Module):
         return self.replace(params=params)
 
     def shardings(self) -> Params:
-        """Where each parameter lies on the mesh, as the params pytree."""
+        """Where each parameter lies on the mesh, as the params pytree. ValueError without a mesh."""
+        if self.mesh is None:
+            raise ValueError("this decoder lies on no mesh; make it with mesh=make_mesh(...).")
         return parameters.shardings(self.config, self.mesh)
 
     def count_parameters(self) -> int:

@@ -21,7 +21,7 @@ def weights_digest(params: PyTree[Float[Array, "..."]]) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {list(leaf.shape)}\n".encode())
         for part in _parts(leaf):
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

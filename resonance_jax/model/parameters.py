@@ -12,7 +12,7 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -119,7 +119,7 @@ def map_declared(fn: Callable[[str, Parameter], Leaf], config: DecoderConfig) ->
     return tree
 
 
-def shardings(config: DecoderConfig, mesh: Mesh) -> "Tree[NamedSharding]":
+def shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> "Tree[NamedSharding]":
     """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
     return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 

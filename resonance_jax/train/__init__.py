@@ -1,4 +1,4 @@
-"""Training: one run or many at once, resumable to the last bit."""
+"""Training: one run or many at once. It can be stopped at any time, and goes on with the same numbers."""
 
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.settings.optimizer import OptimizerConfig

@@ -74,7 +74,7 @@ def place_batch(
     @functools.cache
     def labelled(start: int, stop: int) -> dict[str, Int[np.ndarray, "rows T"]]:
         # Labels are made before the rows are cut: a part of them lacks the token that its last one predicts.
-        batch = with_labels(read(start, stop))
+        batch = {name: np.asarray(x) for name, x in with_labels(read(start, stop)).items()}
         if batch["tokens"].shape != (stop - start, length):
             raise ValueError(
                 f"expected {stop - start} rows of {length} tokens, as the batch of step 0 has them, got "
@@ -87,9 +87,10 @@ def place_batch(
     shape = rows, length
     where = sharding(mesh, ("batch", "time"), shape)
 
-    def part(index: tuple[slice, ...]) -> dict[str, Int[np.ndarray, "rows columns"]]:
-        start, stop, _ = index[0].indices(rows)
-        return {name: x[:, index[1]] for name, x in labelled(start, stop).items()}
+    def part(index: tuple[slice, ...] | None) -> dict[str, Int[np.ndarray, "rows columns"]]:
+        rows_here, columns = index or (slice(None), slice(None))
+        start, stop, _ = rows_here.indices(rows)
+        return {name: x[:, columns] for name, x in labelled(start, stop).items()}
 
     own = next(iter(where.addressable_devices_indices_map(shape).values()))
     return {

@@ -55,7 +55,7 @@ class Checkpoints:
         path = epath.Path(directory)
         # Orbax wants an absolute path; a URL already is one.
         self._path = path = path if is_remote(path) else path.absolute()
-        self._saving: int | None = None
+        self._saving = 0  # the step that Orbax is writing
         self._manager = ocp.CheckpointManager(
             path,
             options=ocp.CheckpointManagerOptions(
@@ -177,9 +177,8 @@ class Checkpoints:
 
     def _placed(self, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         """A leaf of the target. Without a sharding Orbax would ask for the devices that it was saved from."""
-        target = self._ocp.utils.to_shape_dtype_struct(x)
-        where = target.sharding or SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=where)
+        where = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     def _set_aside(self, faults: dict[int, str], good: int) -> None:
         """Move the damaged steps out of the way, so that they can be saved again, and say so."""

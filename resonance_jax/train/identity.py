@@ -7,33 +7,42 @@ between checkpoints) is no part of it: that may change when it goes on.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TypeAlias
+from operator import attrgetter
+from typing import Any, TypeAlias, TypedDict
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Int, PyTree
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.parallel.mesh import sharding
 from resonance_jax.train.batches import Reader
 from resonance_jax.train.config import TrainConfig
-from resonance_jax.train.step import Batch
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
-Identity = dict[str, JSON]
-"""{"encodings": records of rope.to_record, "settings": what else has to agree, "versions": not compared}."""
+Encodings: TypeAlias = list[dict[str, Any]]
+"""Records of rope.to_record."""
+
+
+class Identity(TypedDict):
+    """What made a checkpoint. settings: what has to agree beside the encodings. versions: not compared."""
+
+    encodings: Encodings
+    settings: dict[str, JSON]
+    versions: dict[str, str]
+
 
 ELSEWHERE = ("remat", "kernel")
 """Fields of DecoderConfig that say how it computes and may change."""
 
 
 def identity(
-    encodings: Sequence[dict[str, JSON]],
+    encodings: Encodings,
     config: DecoderConfig,
     training: TrainConfig,
     settings: dict[str, JSON],
@@ -44,12 +53,12 @@ def identity(
     own = {
         "optimizer": training.optimizer.identity(training.steps),
         "decoder": decoder,
-        "precision of products": str(jax.config.jax_default_matmul_precision),
+        "precision of products": str(attrgetter("jax_default_matmul_precision")(jax.config)),
         **settings,
         "meta": meta or {},
     }
     versions = {name: version(name) for name in ("jax", "jaxlib", "optax")}
-    made = {"encodings": list(encodings), "settings": own, "versions": versions}
+    made = {"encodings": encodings, "settings": own, "versions": versions}
     return json.loads(json.dumps(made))  # tuples become lists, as they will be when they are read
 
 
@@ -58,7 +67,7 @@ def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
     own = {(0, rows)}
     if mesh is not None and jax.process_count() > 1:
         where = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,))
-        own = {index[0].indices(rows)[:2] for index in where.values()}
+        own = {index[0].indices(rows)[:2] for index in where.values() if index}
     sums = np.zeros((rows, hashlib.sha256().digest_size), np.uint8)
     for start, stop in own:
         batch = read(0, start, stop)
@@ -70,12 +79,12 @@ def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
     return hashlib.sha256(sums.tobytes()).hexdigest()
 
 
-def arrays_digest(arrays: Batch | Int[np.ndarray, "..."] | None) -> str:
+def arrays_digest(arrays: PyTree[Int[Array | np.ndarray, "..."]]) -> str:
     """SHA-256 over integers: names, shapes and values, whatever their width."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         digest.update(f"{jax.tree_util.keystr(path)} {list(np.shape(leaf))}\n".encode())
-        digest.update(np.ascontiguousarray(leaf, np.int64))
+        digest.update(np.ascontiguousarray(leaf, np.int64).data)
     return digest.hexdigest()
 
 
@@ -83,7 +92,7 @@ class AnotherRun(ValueError):
     """A checkpoint was made by something else than what is asked for."""
 
 
-def refuse_another(saved: Identity, asked: Identity) -> None:
+def refuse_another(saved: Mapping[str, Any], asked: Identity) -> None:
     """Raise AnotherRun, naming what differs, unless a checkpoint was made by what is asked for now.
 
     Tables of encodings agree as rope.same says. A checkpoint of an earlier version states no settings, and
@@ -102,7 +111,7 @@ def refuse_another(saved: Identity, asked: Identity) -> None:
         )
 
 
-def _refuse_other_encodings(saved: Sequence[dict[str, JSON]], asked: Sequence[dict[str, JSON]]) -> None:
+def _refuse_other_encodings(saved: Encodings, asked: Encodings) -> None:
     matches = len(saved) == len(asked) and all(
         rope.same(rope.from_record(a), rope.from_record(b)) for a, b in zip(saved, asked, strict=True)
     )

@@ -76,9 +76,9 @@ def run_loop(
     History holds one record per step ({"step", "loss", …}: one number each, or one per run), one per
     evaluation ({"step", "evaluation": {…}}), and one where some of several runs fail ({"step", "failed":
     [run, …]}), as metrics.jsonl does. A run that is killed goes on from its last checkpoint with the same
-    numbers, because advance is a function of (state, step): to the bit on the same mesh, to about 1e-7 on
-    another one, where sums are added up in another order. Of several processes only the first one writes the
-    log and draws, and has the records from before the run was resumed.
+    numbers, because advance is a function of (state, step): to the bit on the same mesh. Another mesh adds
+    sums up in another order, which makes a step differ by about 1e-7. Of several processes only the first one
+    writes the log and draws, and has the records from before the run was resumed.
 
     Args:
         advance: may donate the state that it is given. A loss that is not finite says that its run failed.

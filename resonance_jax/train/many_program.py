@@ -6,7 +6,7 @@ call, and one compiled program serves every number of them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,10 @@ def _run_mesh(runs: int) -> Mesh:
 
 def _batch(examples: Batch | None, batch: Batch | Int[Array, "B"]) -> Batch:
     """The batch itself, or the examples of its row numbers; nothing of row -1 is scored."""
-    if examples is None:
+    if isinstance(batch, Mapping):
         return batch
+    if examples is None:
+        raise ValueError("batches give row numbers, but there are no examples to take them from.")
     rows = with_labels(jax.tree.map(lambda x: x[jnp.maximum(batch, 0)], examples))
     return {**rows, "labels": jnp.where(batch[:, None] < 0, IGNORE, rows["labels"])}
 
@@ -75,7 +77,7 @@ def _guarded_step(
 @functools.lru_cache(maxsize=16)
 def _program(
     config: DecoderConfig, training: TrainConfig, mapped: str, mesh: Mesh, shared: bool
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """jitted (states [E], freqs [E], batches [K] or [K, E], examples, start, count) -> (states, metrics
     [K, E]).
 
@@ -85,8 +87,15 @@ def _program(
     tx = make_optimizer(training.optimizer, training.steps)
     wide = jnp.promote_types(jnp.float32, config.dtype)
 
-    def one(state, freqs, batches, examples, start, count):
-        def step(i, carry):
+    def one(
+        state: TrainState,
+        freqs: rope.Frequencies,
+        batches: Batch | Int[Array, "K B"],
+        examples: Batch | None,
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, Metrics]:
+        def step(i: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, log = carry
             batch = _batch(examples, jax.tree.map(lambda x: x[i], batches))
             state, metrics = _guarded_step(config, tx, state, start + i, batch, freqs, training.micro)
@@ -95,15 +104,25 @@ def _program(
         log = {name: jnp.zeros(training.steps_per_call, wide) for name in METRICS}
         return jax.lax.fori_loop(0, count, step, (state, log))
 
-    def local(states, freqs, batches, *same):
+    def local(
+        states: TrainState,
+        freqs: rope.Frequencies,
+        batches: Batch | Int[Array, "K *E B"],
+        examples: Batch | None,
+        start: Int[Array, ""],
+        count: Int[Array, ""],
+    ) -> tuple[TrainState, Metrics]:
         if mapped == "vmap":
             axes = (0, 0, None if shared else 1, None, None, None)
-            return jax.vmap(one, in_axes=axes, out_axes=(0, 1))(states, freqs, batches, *same)
+            runs = jax.vmap(one, in_axes=axes, out_axes=(0, 1))
+            return runs(states, freqs, batches, examples, start, count)
         if shared:
-            states, log = jax.lax.map(lambda run: one(*run, batches, *same), (states, freqs))
+            own = lambda run: one(run[0], run[1], batches, examples, start, count)
+            states, log = jax.lax.map(own, (states, freqs))
         else:
             batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
-            states, log = jax.lax.map(lambda run: one(*run, *same), (states, freqs, batches))
+            own = lambda run: one(run[0], run[1], run[2], examples, start, count)
+            states, log = jax.lax.map(own, (states, freqs, batches))
         return states, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), log)
 
     sharded = jax.shard_map(

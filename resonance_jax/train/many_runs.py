@@ -104,8 +104,8 @@ def fit_many(
         encodings = unstack_frequencies(encodings)
     first = batches(0)
     columns = np.shape((first if examples is None else examples)["tokens"])[-1]
-    length = columns if length is None else length
-    tables = [table(encoding, length, config) for encoding in encodings]
+    positions = columns if length is None else length
+    tables = [table(encoding, positions, config) for encoding in encodings]
     program = ManyRunsProgram(config, seeds, stack_frequencies(tables), batches, training, examples, params)
     ropes = tuple(spec_of(encoding) for encoding in encodings)
     made_by = identity(
@@ -137,6 +137,6 @@ def fit_many(
         jax.tree.map(np.asarray, states.params),
         history,
         ropes,
-        tuple(context_length(encoding, columns, length) for encoding in encodings),
+        tuple(context_length(encoding, columns, positions) for encoding in encodings),
         {run: step + 1 for run, step in enumerate(done) if step < training.steps},
     )

@@ -1,4 +1,4 @@
-"""What a compiled program takes and what there is, so that too much is refused before anything is made."""
+"""How much memory a compiled program takes and how much is free, to refuse too much before it is made."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,14 @@ from pathlib import Path
 import jax
 
 
-def needed(compiled) -> tuple[int, int]:
-    """Bytes a device that a compiled program takes: (what goes in and comes out, temporaries)."""
+def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
+    """Bytes per device that a compiled program takes: (arguments and results, temporaries).
+
+    (0, 0) where the backend does not tell.
+    """
     m = compiled.memory_analysis()
+    if m is None:
+        return 0, 0
     return (
         m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
@@ -16,7 +21,8 @@ def needed(compiled) -> tuple[int, int]:
 
 
 def free(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes free on each of the devices (host devices share the host's memory); None where nobody knows."""
+    """Bytes free on each of the devices, of which host devices share the host's; None: the system does not
+    say."""
     limits = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in limits):
         return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in limits)
@@ -25,7 +31,7 @@ def free(devices: Sequence[jax.Device]) -> int | None:
 
 
 def _host_free() -> int | None:
-    """What the kernel says is available, or a control group's limit where that is less."""
+    """Bytes that the kernel says are available, or a control group's limit where that is less."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None
@@ -38,4 +44,5 @@ def _host_free() -> int | None:
 
 
 def readable(count: int) -> str:
+    """A number of bytes for people: "1.5 GiB" or "12 MiB"."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**28 else f"{count / 2**20:,.0f} MiB"

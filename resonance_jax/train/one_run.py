@@ -152,7 +152,7 @@ def _keep_batch(run_dir: Path, step: int, batch: Batch) -> str:
     path = run_dir / f"not-finite-step-{step + 1}.npz"
     if jax.process_index() == 0:
         with atomic(path) as temporary:
-            np.savez(temporary, **batch)
+            np.savez(temporary, allow_pickle=False, **{name: np.asarray(x) for name, x in batch.items()})
     return (
         f"the loss of step {step + 1} is not finite; its batch is in {path}, the last good state is the "
         "newest checkpoint. Lower the learning rate, or look at that batch."

@@ -1,7 +1,8 @@
 """AdamW and its schedules, made by optax from an OptimizerConfig."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -60,18 +61,22 @@ def _scale_by_adam(beta1: ByStep, beta2: float, eps: float) -> optax.GradientTra
     expm1 keeps it exact, as PyTorch's float64 scalars do.
     """
 
-    def init(params):
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-    def update(grads, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        b1, t = beta1(state.count), state.count + 1
+        adam = cast(optax.ScaleByAdamState, state)
+        b1, t = beta1(cast(Array, adam.count)), adam.count + 1
         first_bias, second_bias = -jnp.expm1(t * jnp.log(b1)), -jnp.expm1(t * math.log(beta2))
-        mu = jax.tree.map(lambda m, g: b1.astype(m.dtype) * m + (1 - b1).astype(m.dtype) * g, state.mu, grads)
-        nu = jax.tree.map(lambda n, g: beta2 * n + (1 - beta2) * g * g, state.nu, grads)
+        first = lambda m, g: b1.astype(m.dtype) * m + (1 - b1).astype(m.dtype) * g
+        second = lambda n, g: beta2 * n + (1 - beta2) * g * g
+        mu, nu = jax.tree.map(first, adam.mu, updates), jax.tree.map(second, adam.nu, updates)
 
-        def direction(m, n):
+        def direction(m: Float[Array, "*shape"], n: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
             return m / first_bias.astype(m.dtype) / (jnp.sqrt(n / second_bias.astype(n.dtype)) + eps)
 
         return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(t, mu, nu)
@@ -88,13 +93,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     tx = optax.chain(
         _scale_by_adam(beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(lr),
+        optax.scale_by_learning_rate(cast(optax.Schedule, lr)),
     )
     if config.clip is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip), tx)
     if not config.freeze:
         return tx
-    parts = {"trained": tx, "frozen": optax.set_to_zero()}
+    parts: dict[Hashable, optax.GradientTransformation] = {"trained": tx, "frozen": optax.set_to_zero()}
     return optax.partition(parts, lambda params: _labels(params, config.freeze))
 
 

@@ -1,9 +1,9 @@
-"""What a training step would take, before there is a machine: bytes a device, FLOPs, a guess at its time.
+"""A prediction of what a training step takes: bytes per device, FLOPs, and an estimate of its time.
 
-A closed form over `jax.eval_shape` and where everything would lie: nothing is allocated or compiled. What
-lasts (parameters, moments, gradients, residual stream) is counted exactly; what one layer takes while its
-gradient is made is counted in the arrays [B, T, F], [B, T, D] and heads that XLA keeps at once, which holds
-to about a tenth.
+It needs no machine: nothing is allocated or compiled, shapes and shardings are enough. Memory that lasts from
+step to step (parameters, moments, gradients, residual stream) is counted exactly. What one layer takes while
+its gradient is computed is estimated from the arrays [B, T, F], [B, T, D] and the heads that XLA keeps at the
+same time; that is right to about a tenth.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
+from jaxtyping import PyTree
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
@@ -46,8 +47,12 @@ EFFICIENCY = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """bytes: a device's, by what they hold; flops: of a step over all devices, recomputation included;
-    seconds: an estimate, None without a known peak; capacity: usable bytes a device, None if not known."""
+    """The prediction for one step.
+
+    title: what was planned, for people. bytes: on each device, by what they hold. flops: of a step over all
+    devices, recomputation included. seconds: an estimate, None where the chip's peak is not known. capacity:
+    usable bytes on a device, None where it is not known.
+    """
 
     title: str
     bytes: dict[str, int]
@@ -57,7 +62,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """The largest moment of a step: what lasts, and the larger of a layer's gradient and the loss."""
+        """Bytes on a device at a step's worst moment: what lasts, and the larger of two that pass."""
         lasting = sum(n for name, n in self.bytes.items() if name not in PASSING)
         return lasting + max(self.bytes[name] for name in PASSING)
 
@@ -72,7 +77,7 @@ class Plan:
         time = (
             ""
             if self.seconds is None
-            else (f"; about {self.seconds:,.2f} s a step (an estimate: {EFFICIENCY:.0%} of the dense peak)")
+            else f"; about {self.seconds:,.2f} s a step (an estimate: {EFFICIENCY:.0%} of the dense peak)"
         )
         return (
             f"{word[self.fits]}: {memory.readable(self.total)} a device{room}; "
@@ -89,6 +94,7 @@ class Plan:
 
 
 PASSING = ("one layer's gradient", "loss chunk")
+"""What is never there at the same time."""
 
 
 def plan(
@@ -100,9 +106,15 @@ def plan(
     lora: adapters.LoraConfig | None = None,
     chip: tuple[str, int | None] = ("cpu", None),
 ) -> Plan:
-    """The plan of a step of batch_size rows of `length` on a mesh of these sizes (parallel.mesh.AXES).
+    """Predict one training step.
 
-    micro: rows at a time over the whole mesh (0: batches.micro_rows). chip: (device_kind, bytes), see `chip`.
+    Args:
+        config: the decoder; its dtype and remat matter.
+        mesh: the size of each of parallel.mesh.AXES.
+        batch_size, length: rows of a step over all devices, and positions in each.
+        micro: rows at a time over the whole mesh; 0 takes batches.micro_rows.
+        lora: adapters, if they are what is trained.
+        chip: (device_kind, bytes of memory), see `chip`.
     """
     abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
     devices = math.prod(mesh.values())
@@ -143,7 +155,7 @@ def plan(
 
 
 def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -> int:
-    """What is alive while one layer's gradient is made, its recomputed activations included."""
+    """Bytes alive while one layer's gradient is computed, its recomputed activations included."""
     tensor, gathered = mesh["tensor"], mesh["sequence"]
     queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
     activations = 6 * c.d_ff // tensor + 4 * c.d_model + 5 * queries + 4 * gathered * keys
@@ -161,7 +173,7 @@ def _recomputed(c: DecoderConfig, length: int, lora: adapters.LoraConfig | None)
 
 
 def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
-    """What a layer keeps for its gradient: its input, and what it does not recompute (dots: products)."""
+    """Bytes that a layer keeps for its gradient: its input, and what it does not recompute."""
     queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
     if c.remat == "full":
         return tokens * c.d_model * item
@@ -172,8 +184,8 @@ def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
     return tokens * (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item
 
 
-def bytes_of(like) -> int:
-    """Bytes a device of a pytree of ShapeDtypeStructs with shardings (without: whole)."""
+def bytes_of(like: PyTree[jax.ShapeDtypeStruct]) -> int:
+    """Bytes per device of a pytree of ShapeDtypeStructs; one without a sharding lies whole on each."""
     total = 0
     for x in jax.tree.leaves(like):
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
@@ -182,7 +194,10 @@ def bytes_of(like) -> int:
 
 
 def chip(name: str) -> tuple[str, int | None]:
-    """(device_kind, bytes of memory or None) of a chip by short name, or of a device_kind as jax has it."""
+    """(device_kind, bytes of memory or None) of a chip by its short name in CHIPS, or by jax's device_kind.
+
+    Raises ValueError for a name that is neither.
+    """
     if name in CHIPS:
         return CHIPS[name]
     if flops.peak(name) is not None or name == jax.devices()[0].device_kind:

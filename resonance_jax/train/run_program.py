@@ -4,6 +4,7 @@ Parameters and optimizer moments lie alike, by the logical axes of the parameter
 are float32 (or float64) whatever the activations compute in.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -27,8 +28,6 @@ from resonance_jax.train.step import Batch, Metrics, Trained, train_step
 Frozen = dict[str, Float[Array, "..."]]
 """Weights by path that are not trained, beside adapters."""
 
-Where = PyTree[NamedSharding]
-
 
 class RunProgram:
     """The compiled training step of one decoder and where everything lies.
@@ -51,18 +50,18 @@ class RunProgram:
         self.everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         trained = jax.eval_shape(functools.partial(self._trained, seed=0), self._abstract_params())
         state = jax.eval_shape(self._first, trained, 0)
-        where = None if mesh is None else self._shardings(state)
+        where = None if mesh is None else self._shardings(state, mesh)
         self.like: TrainState = state if where is None else jax.tree.map(_placed, state, where)
-        decoder = None if lora is None else self._adapted
+        adapted = None if lora is None else functools.partial(self._adapted, lora=lora)
 
         def step(
             state: TrainState, frozen: Frozen, batch: Batch, freqs: Frequencies
         ) -> tuple[TrainState, Metrics]:
-            own = None if decoder is None else functools.partial(decoder, frozen=frozen)
+            own = None if adapted is None else functools.partial(adapted, frozen=frozen)
             return train_step(config, self.tx, state, batch, freqs, training.micro, own)
 
-        out = {} if where is None else {"out_shardings": (where, self.everywhere)}
-        self.step = jax.jit(step, donate_argnums=0, **out)
+        out = None if where is None else (where, self.everywhere)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=out)
         self._where = where
 
     def place(self, params: Params, seed: int, donate: bool = False) -> tuple[Trained, Frozen]:
@@ -71,27 +70,25 @@ class RunProgram:
         donate: the params may be given away; otherwise what is trained is a copy.
         """
         where = None if self._where is None else self._where.params
-        options = {} if where is None else {"out_shardings": where}
         # A jitted function hands an unchanged input through; training would then give it away.
         own = (lambda x: x) if donate else (lambda x: jnp.copy(x))
         make = lambda params, seed: jax.tree.map(own, self._trained(params, seed))
-        trained = jax.jit(make, **options)(params, np.uint32(seed))
+        trained = jax.jit(make, out_shardings=where)(params, np.uint32(seed))
         frozen = {} if self.lora is None else adapters.split(params, self.lora)[1]
         return trained, frozen
 
     def first_state(self, trained: Trained, seed: int) -> TrainState:
         """The state before the first step. Gives `trained` away to it."""
-        options = {} if self._where is None else {"out_shardings": self._where}
-        return jax.jit(self._first, **options)(trained, np.uint32(seed))
+        return jax.jit(self._first, out_shardings=self._where)(trained, np.uint32(seed))
 
     def merged(self, trained: Trained, frozen: Frozen) -> Params:
         """The decoder's params pytree, adapters added in, where a decoder's params lie."""
-        if self.lora is None:
+        lora = self.lora
+        if lora is None:
             return trained
         params = adapters.unflatten({**frozen, **trained["whole"]})
         where = None if self.mesh is None else shardings(self.config, self.mesh)
-        options = {} if where is None else {"out_shardings": where}
-        merge = jax.jit(lambda p, a: adapters.merge(p, a, self.lora), **options)
+        merge = jax.jit(lambda p, a: adapters.merge(p, a, lora), out_shardings=where)
         return merge(params, trained["adapters"])
 
     def _abstract_params(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -110,24 +107,25 @@ class RunProgram:
     def _first(self, trained: Trained, seed: int | UInt32[Array, ""]) -> TrainState:
         return new_state(trained, self.tx, jax.random.fold_in(jax.random.key(seed), 1))
 
-    def _adapted(self, trained: Trained, frozen: Frozen) -> Params:
+    def _adapted(self, trained: Trained, frozen: Frozen, lora: LoraConfig) -> PyTree[Float[Array, "..."]]:
         params = adapters.unflatten({**frozen, **trained["whole"]})
-        return adapters.adapt(params, trained["adapters"], self.lora)
+        return adapters.adapt(params, trained["adapters"], lora)
 
-    def _shardings(self, state: TrainState) -> TrainState:
+    def _shardings(self, state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
         """The state's pytree as shardings: moments as their parameters, all else everywhere."""
-        params: Where = shardings(self.config, self.mesh)
+        params: PyTree[NamedSharding] = shardings(self.config, mesh)
         if self.lora is not None:
             whole, _ = adapters.split(params, self.lora)
-            params = {"adapters": adapters.shardings(self.config, self.lora, self.mesh), "whole": whole}
+            params = {"adapters": adapters.shardings(self.config, self.lora, mesh), "whole": whole}
+        everywhere = self.everywhere
         moments = optax.tree_map_params(
             self.tx,
             lambda _, where: where,
             state.opt_state,
             params,
-            transform_non_params=lambda _: self.everywhere,
+            transform_non_params=lambda _: everywhere,
         )
-        return TrainState(params, moments, self.everywhere, self.everywhere)
+        return dataclasses.replace(state, params=params, opt_state=moments, step=everywhere, key=everywhere)
 
 
 def _placed(x: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:

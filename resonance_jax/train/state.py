@@ -1,11 +1,12 @@
 """What training carries from step to step."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -17,14 +18,16 @@ class TrainState:
     dropout folds the step into it.
     """
 
+    __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shardings
+
     params: PyTree[Float[Array, "..."]]
     opt_state: optax.OptState
     step: Int[Array, "*E"]
-    key: PRNGKeyArray
+    key: Key[Array, "*E"]
 
 
 def new_state(
-    params: PyTree[Float[Array, "..."]], tx: optax.GradientTransformation, key: PRNGKeyArray
+    params: PyTree[Float[Array, "..."]], tx: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
     """The state before the first step of one run."""
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), key)

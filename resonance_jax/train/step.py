@@ -1,13 +1,13 @@
 """One optimizer step as a pure function: loss, gradients in micro-batches, update, metrics."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Params, head, hidden_states
@@ -16,7 +16,7 @@ from resonance_jax.parallel.mesh import constrain
 from resonance_jax.rope import Frequencies
 from resonance_jax.train.state import TrainState
 
-Batch = Mapping[str, Int[ArrayLike, "B _"]]
+Batch = Mapping[str, Int[Array | np.ndarray, "B _"]]
 """Rows to train on, by name:
 
 tokens: i32[B, T].
@@ -26,7 +26,7 @@ segment_ids (optional): i32[B, T], the document that each token belongs to. Toke
     only, and without targets the last token of one does not predict the first token of the next.
 """
 
-METRICS = ("loss", "grad_norm", "update_norm")
+METRICS: tuple[str, ...] = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
 
 Metrics = dict[str, Float[Array, "..."]]
@@ -38,8 +38,14 @@ IGNORE = -100
 Trained = PyTree[Float[Array, "..."]]
 """What is trained: the decoder's params, or adapters and what is trained whole beside them."""
 
+Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""], Trained]
+"""(summed loss, scored positions, gradient of the sum)."""
 
-def with_labels(batch: Batch) -> dict[str, Any]:
+ToDecoder = Callable[[Trained], PyTree[Float[Array, "..."]]]
+"""Makes the decoder's params of what is trained."""
+
+
+def with_labels(batch: Batch) -> dict[str, Int[Array | np.ndarray, "B T"]]:
     """The batch with `labels` i32[B, T] in place of its targets: label t is what position t predicts.
 
     On NumPy arrays the labels are NumPy arrays. Every array of the result is as long as `tokens`, so that a
@@ -52,7 +58,7 @@ def with_labels(batch: Batch) -> dict[str, Any]:
         )
     tokens, segments = batch["tokens"], batch.get("segment_ids")
     targets = batch.get("targets", tokens)
-    rows, length = tokens.shape
+    rows, length = tokens.shape[0], tokens.shape[1]
     if targets.shape not in ((rows, length), (rows, length + 1)):
         raise ValueError(f"targets {list(targets.shape)} do not belong to tokens {[rows, length]}.")
     if segments is not None and segments.shape != (rows, length):
@@ -73,7 +79,7 @@ def summed_loss(
     params: Params,
     batch: Batch,
     freqs: Frequencies,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the negative log-likelihoods in nats and the number of scored positions.
 
@@ -93,9 +99,9 @@ def gradients(
     params: Trained,
     batch: Batch,
     freqs: Frequencies,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
     micro: int = 0,
-    decoder: Callable[[Trained], Params] | None = None,
+    decoder: ToDecoder | None = None,
 ) -> tuple[Float[Array, ""], Trained]:
     """Mean loss over all scored positions of the batch, in nats per token, and its gradient.
 
@@ -126,7 +132,7 @@ def gradients(
         pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
         keys = None if key is None else jax.random.split(key, rows // micro)
 
-        def add(carry, piece):
+        def add(carry: Sums, piece: tuple[Batch, Key[Array, ""] | None]) -> tuple[Sums, None]:
             (total, count), grads = value_and_grad(params, *piece)
             return jax.tree.map(jnp.add, carry, (total, count, grads)), None
 
@@ -144,7 +150,7 @@ def train_step(
     batch: Batch,
     freqs: Frequencies,
     micro: int = 0,
-    decoder: Callable[[Trained], Params] | None = None,
+    decoder: ToDecoder | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The next state and the step's METRICS; arguments as those of `gradients`."""
     # Adapters have a dropout of their own.
@@ -152,5 +158,6 @@ def train_step(
     loss, grads = gradients(config, state.params, batch, freqs, key, micro, decoder)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = dict(zip(METRICS, (loss, optax.global_norm(grads), optax.global_norm(updates)), strict=True))
+    norms = optax.global_norm(grads), optax.global_norm(updates)
+    metrics: Metrics = dict(zip(METRICS, (loss, *norms), strict=True))
     return TrainState(params, opt_state, state.step + 1, state.key), metrics

@@ -9,10 +9,10 @@ from resonance_jax.files import AnyPath, as_path, is_remote, upload
 
 
 class Trace:
-    """Traces `count` steps into `folder`, after the first two that this process runs: those compile.
+    """Traces `count` steps into `folder`, after the first two that this process runs, which compile.
 
-    A context: leaving it ends a trace that has begun. JAX writes local files; for an object store they are
-    uploaded at the end.
+    Use it as a context around the loop, and call before_step and after_step around every step. Leaving the
+    context ends a trace that has begun. JAX writes local files; for an object store they are uploaded then.
     """
 
     def __init__(self, folder: AnyPath, count: int):
@@ -22,11 +22,12 @@ class Trace:
     def __enter__(self) -> "Trace":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._running:
             self._stop()
 
     def before_step(self) -> None:
+        """Begin the trace if this is the step to begin with."""
         if self._seen == 2 and self._count:
             if is_remote(self._folder):
                 self._temporary = tempfile.TemporaryDirectory()
@@ -34,6 +35,7 @@ class Trace:
             self._running = True
 
     def after_step(self) -> None:
+        """End the trace if this was the last step of it."""
         self._seen += 1
         if self._running and self._seen == 2 + self._count:
             self._stop()

@@ -138,15 +138,15 @@ def test_bfloat16_computes_and_float32_remembers(alone, tmp_path):
     assert kinds == {"float32", "int32"}
 
 
-def test_a_stopped_run_goes_on_upon_another_mesh(alone, tmp_path):
+def test_a_stopped_run_goes_on_upon_another_mesh_and_on_one_device(alone, tmp_path):
     def stop(done, total, **figures):
-        if done == 4:
+        if done in (4, 7):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    start = decoder(make_mesh(fsdp=8))
-    with pytest.raises(train.Interrupted, match="stopped at step 4 of 10"):
-        train.fit(start, data, FREQS, training(), tmp_path, progress=stop)
-    run = train.fit(decoder(make_mesh(data=4, tensor=2)), data, FREQS, training(), tmp_path)
+    for mesh, step in ((make_mesh(fsdp=8), 4), (make_mesh(data=4, tensor=2), 7)):
+        with pytest.raises(train.Interrupted, match=f"stopped at step {step} of 10"):
+            train.fit(decoder(mesh), data, FREQS, training(), tmp_path, progress=stop)
+    run = train.fit(decoder(), data, FREQS, training(), tmp_path)
     np.testing.assert_allclose(losses(run.history), losses(alone.history), rtol=1e-5)
     assert len(run.history) == STEPS and run.history[0]["tokens_per_second"] > 0
 
