@@ -79,8 +79,12 @@ def _of_files(folder: Path | None, before: dict[str, bytes]) -> list[str]:
     after = tree(folder)
     left = [name for name in after.keys() - before.keys() if name.split("/")[0] not in SET_UP]
     lost = [name for name in before if name not in after]
-    broken = [name for name in after.keys() - before.keys() if name.endswith(".json") and not _whole(after[name])]
-    return [f"{what} {names}" for what, names in (("left", left), ("lost", lost), ("broken", broken)) if names]
+    broken = [
+        name for name in after.keys() - before.keys() if name.endswith(".json") and not _whole(after[name])
+    ]
+    return [
+        f"{what} {names}" for what, names in (("left", left), ("lost", lost), ("broken", broken)) if names
+    ]
 
 
 def _whole(content: bytes) -> bool:

@@ -57,12 +57,16 @@ def a_run_folder(rng: random.Random, folder: Path) -> Verdict:
     run_dir = folder / "run"
     shutil.copytree(folder / "finished", run_dir)
     right = figure(run_dir)
-    file = damage(rng, sorted(file for file in run_dir.rglob("*") if file.is_file() and file.suffix != ".png"))
+    file = damage(
+        rng, sorted(file for file in run_dir.rglob("*") if file.is_file() and file.suffix != ".png")
+    )
     if rng.random() < 0.5:
         (run_dir / "perplexity.json").unlink(missing_ok=True)
     verdict = judged(command.run, config_of(folder, run_dir), [file.name, "run"], run_dir)
     if verdict.outcome == "read" and figure(run_dir) != right:
-        verdict.faults.append(("wrong number", f"{figure(run_dir)} after {file.name} was damaged, not {right}"))
+        verdict.faults.append(
+            ("wrong number", f"{figure(run_dir)} after {file.name} was damaged, not {right}")
+        )
     return verdict
 
 
@@ -89,11 +93,18 @@ def a_journal(rng: random.Random, folder: Path) -> Verdict:
     damage(rng, [file, folder / "other.jsonl"])
     read: list[Journal] = []
     verdict = judged(lambda _: read.append(Journal(file, identity)), None, ["answers"], None)
-    plain = [{key: r[key] for key in ("id", "answer", "score") if key in r} for r in read[0].records] if read else []
+    plain = (
+        [{key: r[key] for key in ("id", "answer", "score") if key in r} for r in read[0].records]
+        if read
+        else []
+    )
     for number, record in enumerate(plain):
         if record not in written or record in plain[:number]:
             verdict.faults.append(("wrong number", f"the journal gave {record}"))
     return verdict
+
+
+MADE_BY = {"encodings": [], "settings": {"seed": 3}}
 
 
 def state(step: int) -> dict[str, jax.Array]:
@@ -103,7 +114,7 @@ def state(step: int) -> dict[str, jax.Array]:
 
 def saved(folder: Path) -> None:
     """Checkpoints of the steps 3 and 4."""
-    checkpoints = Checkpoints(folder, {"seed": 3})
+    checkpoints = Checkpoints(folder, MADE_BY)
     for step in (3, 4):
         checkpoints.save(step, state(step), "log")
     checkpoints.close()
@@ -119,7 +130,7 @@ def a_training_checkpoint(rng: random.Random, folder: Path) -> Verdict:
     found: list[tuple[int, float] | None] = []
 
     def resume(_: None) -> None:
-        checkpoints = Checkpoints(place, {"seed": 3})
+        checkpoints = Checkpoints(place, MADE_BY)
         try:
             resumed = checkpoints.resume(jax.eval_shape(lambda: state(0)))
             found.append(None if resumed is None else (resumed[0], float(resumed[1]["w"][0, 0])))
