@@ -59,7 +59,7 @@ def mutated(value, rng: random.Random, values=VALUES):
 
 
 def mutated_json(text: str, rng: random.Random) -> str:
-    """A JSON object's text with a value replaced or removed, a key renamed or said twice, or bytes damaged."""
+    """A JSON object's text: a value replaced or removed, a key renamed or said twice, or bytes damaged."""
     way = rng.random()
     if way < 0.2:
         return mutated_bytes(text.encode(), rng).decode("utf-8", "replace")

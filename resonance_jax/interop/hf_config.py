@@ -79,8 +79,8 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
         if partial not in (None, 1):
             raise ValueError(
                 f"config.json states partial_rotary_factor={shown(partial)}, but transformers' "
-                f"{_CLASSES[family]} rotates whole heads whatever it says, and other software rotates a part: take the key out "
-                "to rotate whole heads."
+                f"{_CLASSES[family]} rotates whole heads whatever it says, and other software rotates a "
+                "part: take the key out to rotate whole heads."
             )
     given = _ABSENT[family] | hf
     if family == "llama":

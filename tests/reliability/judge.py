@@ -15,8 +15,8 @@ from tests.unchecked import unchecked
 
 PYTHONS_WORDS = re.compile(
     r"NoneType|object is not|has no attribute|invalid literal|unhashable|out of range|Expecting |could not "
-    r"convert|<class|[A-Z]\w+(Error|Exception)\b|must be real number|not supported between|unexpected keyword|"
-    r"codec can't|not enough values|too many values|\bdict\b|\bNone\b"
+    r"convert|<class|[A-Z]\w+(Error|Exception)\b|must be real number|not supported between|"
+    r"unexpected keyword|codec can't|not enough values|too many values|\bdict\b|\bNone\b"
 )
 """What Python says to a programmer, which has no place in a sentence for a user."""
 

@@ -38,6 +38,7 @@ def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mutated") / "inputs"
     scored.base(folder)
     gguf_inputs.base(folder)
+    arguments.base(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(report, "perplexity_panels", _no_picture)
         finished = judged(scored.command.run, scored.config_of(folder, folder / "run"), [], folder / "run")
