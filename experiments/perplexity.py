@@ -9,7 +9,7 @@ Stop it at any time: the same command goes on with the next document.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,11 @@ def run(config: Config) -> int:
         print_table(table(part["rows"], lengths), f"{corpus}: perplexity over tokens, {config.protocol}")
         if part["differences"]:
             print_table(part["differences"], "Paired differences, nats per token")
-    for sentence in study.remarks:
+    no_number = result.get("no_number", [])
+    for sentence in (*study.remarks, *no_number):
         print(sentence)
     print(f"\n{folder}/perplexity.png  {folder}/perplexity.csv")
-    return 3 if study.left_out else 0
+    return 3 if study.left_out or no_number else 0
 
 
 def _check(config: Config) -> None:
@@ -192,12 +193,36 @@ def slug(text: str) -> str:
     return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+def split_off_no_number(results: Results, checkpoints: Iterable[str]) -> tuple[Results, list[str]]:
+    """The encodings that gave a number everywhere, and a sentence on each that did not.
+
+    Raises ValueError, naming the checkpoints, when a corpus is left with none.
+    """
+    kept: Results = {}
+    sentences = []
+    for corpus, by_label in results.items():
+        kept[corpus] = {}
+        for label, by_length in by_label.items():
+            bad = [length for length, result in by_length.items() if not result.finite]
+            if bad:
+                sentences.append(
+                    f"{corpus}: {label} is left out: its NLL is no finite number at length {bad[0]:,}, "
+                    "because activations overflow; try --dtype float32, and look at the checkpoint's weights."
+                )
+            else:
+                kept[corpus][label] = by_length
+    if not all(kept.values()):
+        raise ValueError(f"{', '.join(checkpoints)}: {sentences[0]}")
+    return kept, sentences
+
+
 def write_results(
     folder: Path, config: Config, results: Results, encodings: dict[str, rope.RopeSpec], identity: dict
 ) -> dict:
     """perplexity.csv and .png, positions.csv, and last perplexity.json, whose presence ends the run."""
     from resonance_jax import report, rope
 
+    results, no_number = split_off_no_number(results, config.checkpoints)
     longest = max(config.lengths)
     lengths = report.doubling(min(config.lengths), longest)
     corpora: dict[str, dict[str, list]] = {}
@@ -207,7 +232,7 @@ def write_results(
         gaps = []
         for label, spec in encodings.items():
             plain = label.removeprefix("Resonance ")
-            if spec.resonance and plain in by_label:
+            if spec.resonance and {label, plain} <= by_label.keys():
                 a, b = by_label[label], by_label[plain]
                 gaps += [report.difference(label, a[n], plain, b[n]) for n in lengths]
         corpora[corpus] = {"rows": figures, "differences": gaps}
@@ -223,7 +248,7 @@ def write_results(
     report.perplexity_panels(results, folder / "perplexity.png", train_length)
     write_text(folder / "perplexity.csv", report.csv_text(rows))
     write_text(folder / "positions.csv", report.csv_text(positions))
-    result = {"table_lengths": lengths, "corpora": corpora}
+    result = {"table_lengths": lengths, "corpora": corpora, "no_number": no_number}
     keep_result(folder / "perplexity.json", identity, result)
     return result
 

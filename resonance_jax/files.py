@@ -8,6 +8,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -186,7 +187,11 @@ def parse_json(content: bytes | str, where: str) -> object:
     if not text.strip():
         raise ValueError(f"{where} is empty, expected JSON.")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except _SaidTwice as error:
+        raise ValueError(
+            f"{where} states the key {str(error)!r:.80} twice in one object, with different values; keep one."
+        ) from None
     except json.JSONDecodeError as error:
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
             found = "it breaks off at its end"
@@ -198,6 +203,20 @@ def parse_json(content: bytes | str, where: str) -> object:
         raise ValueError(f"{where} is nested too deeply to be read as JSON.") from None
     except ValueError:  # Python's limit on the digits of an integer
         raise ValueError(f"{where} holds a whole number of thousands of digits.") from None
+
+
+class _SaidTwice(ValueError):
+    """Its text is a key that a JSON object has twice."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Of two different values under one key, each reader would take the one it likes."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if value != found[name]:
+                raise _SaidTwice(name)
+    return found
 
 
 def of_kind(value: object, kind: type[T], where: str) -> T:
@@ -213,8 +232,12 @@ def _json_name(kind: type) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of another library says, as the end of a sentence of ours: one line, no full stop."""
+    """What an exception of another library says, as the end of a sentence of ours: one line, no full stop.
+
+    Names of exceptions inside it, which mean nothing to a user, are dropped.
+    """
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = re.sub(r"\b\w+(Error|Exception): ", "", said)
     return " ".join(said.split())[:300].rstrip(".") or type(error).__name__
 
 

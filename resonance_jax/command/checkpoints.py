@@ -84,10 +84,10 @@ def encodings_of(
     """
     specs = {}
     for entry in entries:
-        name, _, only = entry.partition("@")
-        if only and only not in checkpoints:
+        name, at, only = entry.partition("@")
+        if at and only not in checkpoints:
             raise ValueError(f"encoding {entry!r} names no checkpoint; there are {', '.join(checkpoints)}.")
-        if only and only != checkpoint:
+        if at and only != checkpoint:
             continue
         spec = rope.restate_for_length(own, name, length, scale=scale, train_length=train_length)
         title = f"{spec.title} (own)" if name == "own" else spec.title

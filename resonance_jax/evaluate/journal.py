@@ -38,7 +38,7 @@ class Journal:
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
-        read = [_record(line) for line in lines]
+        read = [_record(line) for line in dict.fromkeys(lines)]  # a line that is there twice counts once
         self.records: list[Record] = [r for r in read if r is not None and r[MADE_BY] == self._made_by]
         others = [r for r in read if r is not None and r[MADE_BY] != self._made_by]
         damaged = len(read) - len(self.records) - len(others)

@@ -36,6 +36,11 @@ class Perplexity:
     position_scored: Int64[np.ndarray, "bins"]
 
     @property
+    def finite(self) -> bool:
+        """Whether every NLL is a number, which overflowing activations are not."""
+        return bool(np.isfinite(self.nll).all())
+
+    @property
     def token_mean(self) -> float:
         """exp of the mean NLL over tokens."""
         return float(np.exp(self.nll.sum() / self.scored.sum()))

@@ -139,7 +139,8 @@ def sweep(
                     mine.update(more)
             if store is not None:
                 for document, identity, result in zip(part, identities, known, strict=True):
-                    store.put(document.index, identity, result)
+                    if all(each.finite for each in result.values()):
+                        store.put(document.index, identity, result)
         results += known
         if progress is not None:
             progress(len(results), len(kept))

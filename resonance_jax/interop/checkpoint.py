@@ -44,7 +44,10 @@ class Checkpoint:
 
     @functools.cached_property
     def _read(self) -> tuple[DecoderConfig, rope.RopeSpec]:
-        return from_hf_config(dict(self.stated))
+        try:
+            return from_hf_config(dict(self.stated))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     @property
     def config(self) -> DecoderConfig:

@@ -1,5 +1,6 @@
 """config.json of Hugging Face's LLaMA and Mistral <-> DecoderConfig and RopeSpec."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,21 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
     family = hf.get("model_type")
     if family not in _CLASSES or hf.get("architectures") not in (None, [], [_CLASSES[family]]):
         raise ValueError(
-            f"config.json states model_type={family!r}, architectures={hf.get('architectures')!r}; "
+            f"config.json states model_type={shown(family)}, architectures={shown(hf.get('architectures'))}; "
             f"supported are {' and '.join(_CLASSES.values())}."
         )
     for key, only in _ONLY.items():
         if hf.get(key, only) not in (only, None):
             raise ValueError(
-                f"config.json states {key}={hf[key]!r}, which is not supported; expected {only!r}."
+                f"config.json states {key}={shown(hf[key])}, which is not supported; expected {shown(only)}."
             )
     for where in (hf, hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
         partial = where.get("partial_rotary_factor") if isinstance(where, Mapping) else None
         if partial not in (None, 1):
             raise ValueError(
-                f"config.json states partial_rotary_factor={partial!r}, but transformers' {_CLASSES[family]} "
-                "rotates whole heads whatever it says, and other software rotates a part: take the key out "
-                "to rotate whole heads."
+                f"config.json states partial_rotary_factor={shown(partial)}, but transformers' "
+                f"{_CLASSES[family]} rotates whole heads whatever it says, and other software rotates a "
+                "part: take the key out to rotate whole heads."
             )
     given = _ABSENT[family] | hf
     if family == "llama":
@@ -96,13 +97,19 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
     return DecoderConfig(**fields), rope.from_hf(hf)
 
 
+def shown(value: object) -> str:
+    """A value as JSON spells it, cut to 60 characters."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:60]} …"
+
+
 def _number(hf: dict[str, Any], key: str) -> Any:
     kind = {"tie_word_embeddings": bool, "rms_norm_eps": float}.get(key, int)
     value = hf.get(key)
     if kind is float and type(value) is int:
         value = float(value)
     if value is None or type(value) is not kind or (kind is not bool and value <= 0):
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {shown(value)}"
         wanted = "true or false" if kind is bool else f"a positive {'number' if kind is float else 'integer'}"
         raise ValueError(f"config.json: {key} {found}, expected {wanted}.")
     return value

@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import safetensors
 
+from resonance_jax.files import of_kind, parse_json, read_json
+
+FETCH = "fetch it again"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
@@ -84,23 +87,30 @@ def _placed(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
     folder = index.parent
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        first = {file: name for name, file in sorted(placed.items(), reverse=True)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged: expected JSON with a weight_map ({error!r}).") from None
+    placed = of_kind(read_json(index, dict, FETCH).get("weight_map"), dict, f"weight_map of {index}")
+    first = {
+        of_kind(file, str, f"{name} in {index}"): name for name, file in sorted(placed.items(), reverse=True)
+    }
     for file, name in first.items():
         # A bare name only: the index must not lead out of the directory.
-        if not isinstance(file, str) or file != Path(file).name or not (folder / file).is_file():
+        if file != Path(file).name or not (folder / file).is_file():
             raise ValueError(f"{index} places tensor {name} in {file!r}, which is not in {folder}.")
     return [folder / file for file in sorted(first)], placed
 
 
 def _open(file: Path) -> "safetensors.safe_open":
     try:
-        return safetensors.safe_open(file, framework="np")
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {_cut_off(file) or error}. Fetch it again.") from None
+        opened = safetensors.safe_open(file, framework="np")
+    except (safetensors.SafetensorError, OSError):
+        found = _cut_off(file) or "its header does not say where each tensor lies"
+        raise ValueError(f"{file} is damaged: {found}; {FETCH}.") from None
+    parse_json(_header(file), f"the header of {file}")  # which refuses a tensor that is there twice
+    return opened
+
+
+def _header(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(int.from_bytes(stream.read(8), "little"))
 
 
 def _cut_off(file: Path) -> str | None:
@@ -114,7 +124,7 @@ def _cut_off(file: Path) -> str | None:
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        cut = [name for name, end in ends.items() if end > size]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    cut = [name for name, end in ends.items() if end > size]
     return f"it breaks off before the end of tensor {min(cut, key=lambda name: ends[name])}" if cut else None

@@ -6,6 +6,7 @@ straight into the part of it that a device holds. Nothing is ever unpickled.
 
 import math
 import mmap
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -42,6 +43,7 @@ A name with {layer} is one tensor a layer; ours are stacked on axis 0."""
 _DERIVED = (
     ".rotary_emb."  # tables that some checkpoints hold too (inv_freq, cos_cached, …): the config states them
 )
+_OF_LAYER = re.compile(r"model\.layers\.[0-9]{1,9}\.")
 _DTYPES = ("F32", "BF16", "F16", "F64")
 _BLOCK_BYTES = 1 << 24
 
@@ -121,6 +123,13 @@ def load_params(
 
 def _check(path: Path, held: Mapping[str, TensorSlice], config: DecoderConfig) -> None:
     """Raise ValueError unless the tensors are exactly the config's."""
+    found = {int(name.split(".")[2]) for name in held if _OF_LAYER.match(name)}
+    if config.n_layers > len(found):  # before as many names as it states are made
+        missing = next(layer for layer in range(config.n_layers) if layer not in found)
+        raise ValueError(
+            f"{path} lacks tensor {NAMES['layers/q'][0].format(layer=missing)}; its config.json states "
+            f"{config.n_layers} layers."
+        )
     wanted = tensors(config)
     copied_head = {NAMES["head"][0]} & held.keys() if config.tie_embeddings else set()
     names = {name for name in held if _DERIVED not in name} - copied_head

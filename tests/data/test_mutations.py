@@ -1,6 +1,5 @@
 """Values of JSON files replaced by others of every type: each file is read, or refused in one sentence."""
 
-import copy
 import json
 import random
 import warnings
@@ -10,28 +9,8 @@ import pytest
 from resonance_jax import data
 from resonance_jax.data import leval
 from tests.data.small_tokenizers import byte_level, pieces
+from tests.mutations import mutated
 
-VALUES = [
-    None,
-    True,
-    0,
-    -1,
-    3,
-    2**31,
-    2**70,
-    1.5,
-    1e999,
-    "",
-    "x",
-    "<s>",
-    "\ud800",
-    [],
-    [1],
-    ["a"],
-    [[]],
-    {},
-    {"a": 1},
-]
 FILES = {
     "tokenizer_config": {
         "tokenizer_class": "LlamaTokenizer",
@@ -51,27 +30,6 @@ FILES = {
     "config": {"vocab_size": 320, "eos_token_id": 257, "pad_token_id": 258},
     "chat_template": {"chat_template": "{{ messages[0].content }}"},
 }
-
-
-def places(value, path=()):
-    """The path of every value inside a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(inner)[:30]:
-        yield (*path, key)
-        yield from places(part, (*path, key))
-
-
-def mutated(value, rng):
-    value = copy.deepcopy(value)
-    *outer, last = rng.choice(list(places(value)))
-    inner = value
-    for key in outer:
-        inner = inner[key]
-    if rng.random() < 0.3:
-        del inner[last]
-    else:
-        inner[last] = rng.choice(VALUES)
-    return value
 
 
 @pytest.mark.parametrize("kind", ["json", "pieces"])

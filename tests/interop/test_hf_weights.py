@@ -313,13 +313,13 @@ def test_defaults_are_those_of_transformers():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, "model_type='qwen2'.*supported are"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, 'model_type="qwen2".*supported are'),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"attention_bias": True}, "attention_bias=True, which is not supported; expected False"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu', which is not supported; expected 'silu'"),
+        ({"attention_bias": True}, "attention_bias=true, which is not supported; expected false"),
+        ({"mlp_bias": True}, "mlp_bias=true"),
+        ({"hidden_act": "gelu"}, 'hidden_act="gelu", which is not supported; expected "silu"'),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"hidden_size": "16"}, "hidden_size is '16', expected a positive integer"),
+        ({"hidden_size": "16"}, 'hidden_size is "16", expected a positive integer'),
         ({"vocab_size": None}, "vocab_size is missing, expected a positive integer"),
         ({"num_key_value_heads": 3}, "n_heads must be a multiple of n_kv_heads"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
@@ -413,8 +413,9 @@ def test_directories_that_are_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("index", "sentence"),
     [
-        ("{", "is damaged: expected JSON with a weight_map"),
-        ({"metadata": {}}, "is damaged: expected JSON with a weight_map"),
+        ("{", r"index\.json is not JSON: it breaks off at its end"),
+        ({"metadata": {}}, r"weight_map of .*index\.json is null, expected a JSON object"),
+        ({"weight_map": {"x": 3}}, r"x in .*index\.json is a number, expected a string"),
         (
             {"weight_map": {"x": "part-9.safetensors"}},
             "places tensor x in 'part-9.safetensors', which is not in",
