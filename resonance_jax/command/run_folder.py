@@ -1,7 +1,7 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
-import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,7 +87,7 @@ def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:
     path = folder / "config.json"
     if not path.exists():
         return None
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 
