@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # imported; commands run in subprocesses are not checked.
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401  the hook names it, but imports `tests` only
+
 install_import_hook("resonance_jax", "tests.typechecker.checked")
 
 import jax
