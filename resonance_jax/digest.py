@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-Plain = None | bool | int | float | str | list["Plain"] | tuple["Plain", ...] | Mapping[str, "Plain"]
-"""What JSON can say."""
-Identity = Mapping[str, Plain]
+Identity = Mapping[str, object]
+"""Names and values that JSON can say."""
 
 _CHUNK = 1 << 24
 
 
-def of_json(value: Plain) -> str:
-    """SHA-256 (hex) of a plain value, whatever the order of its keys."""
+def folder_name(text: str) -> str:
+    """A text as the name of a folder, never that of another text: a few digits of its hash end it."""
+    plain = "".join(c if c.isalnum() else "-" for c in Path(text).name[-60:]).strip("-").lower()
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def of_json(value: object) -> str:
+    """SHA-256 (hex) of a value that JSON can say, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=True).encode()).hexdigest()
 
 
@@ -61,7 +66,7 @@ def differing(kept: Identity, asked: Identity) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def _flat(value: Plain, path: str = "") -> Iterator[tuple[str, Plain]]:
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else str(name))

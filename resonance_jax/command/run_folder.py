@@ -5,10 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from resonance_jax.command.options import Config, Dataclass, options_of
+from resonance_jax.command.options import Dataclass, options_of
 from resonance_jax.command.run_lock import LOCK, hold
-from resonance_jax.files import FilePath, as_path, is_remote, read_json, write_json
+from resonance_jax.files import FilePath, is_remote, reachable, read_json, write_json
+
+Kind = TypeVar("Kind")
 
 SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
 """What lies in a run folder before anything was computed."""
@@ -23,7 +26,7 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     Raises ValueError when the folder belongs to another config, naming the options that differ, and when
     another process works in it.
     """
-    folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
+    folder = reachable(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
     if not is_remote(folder):
         if folder.exists() and not folder.is_dir():
@@ -78,7 +81,7 @@ def _resolved(config: Dataclass) -> dict[str, object]:
     return values
 
 
-def stated_config(folder: Path, kind: type[Config]) -> Config | None:
+def stated_config(folder: Path, kind: type[Kind]) -> Kind | None:
     """The flat config that a run folder was made with, as far as `kind` still has its options; None where
     there is no run."""
     path = folder / "config.json"
@@ -88,7 +91,7 @@ def stated_config(folder: Path, kind: type[Config]) -> Config | None:
     return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 
-def local_part(study: str, config: Dataclass, folder: Path) -> Path:
+def local_part(study: str, config: Dataclass, folder: FilePath) -> FilePath:
     """Where a run keeps what has to be a local file, such as mapped tokens.
 
     The run folder itself, or a twin on this machine's disk for one that lies in an object store.
