@@ -33,12 +33,29 @@ def is_remote(path: AnyPath) -> bool:
 
 
 def as_path(path: AnyPath) -> FilePath:
-    """A pathlib.Path, or what behaves like one for a URL (etils.epath)."""
+    """A pathlib.Path, or what behaves like one for a URL (etils.epath).
+
+    Raises ValueError for a URL of another kind than an object store's.
+    """
     if not is_remote(path):
         return Path(path)
     from etils import epath
 
-    return cast(Path, epath.Path(path))
+    try:
+        return cast(Path, epath.Path(path))
+    except (KeyError, ValueError):
+        raise ValueError(f"{path}: expected a local path, or one that begins with gs:// or s3://.") from None
+
+
+def reachable(path: AnyPath) -> FilePath:
+    """`as_path`, refused with ValueError where nothing can be read or written there at all."""
+    file = as_path(path)
+    if is_remote(path):
+        try:
+            file.exists()
+        except ImportError as error:
+            raise ValueError(f"{path} needs a driver that is not installed: {reason(error)}.") from None
+    return file
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 from resonance_jax.command.options import Dataclass, options_of
 from resonance_jax.command.run_lock import LOCK, hold
-from resonance_jax.files import FilePath, as_path, is_remote, read_json, write_json
+from resonance_jax.files import FilePath, is_remote, reachable, read_json, write_json
+
+Kind = TypeVar("Kind")
 
 Kind = TypeVar("Kind")
 """A config, a dataclass."""
@@ -26,7 +28,7 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     Raises ValueError when the folder belongs to another config, naming the options that differ, and when
     another process works in it.
     """
-    folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
+    folder = reachable(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
     if not is_remote(folder):
         if folder.exists() and not folder.is_dir():
