@@ -2,16 +2,20 @@
 
 Command:   python -m experiments.leval any --checkpoint PATH --data FOLDER --context 16k
            python -m experiments.leval 7b-short-resonance --checkpoint PATH --data FOLDER
+           python -m experiments.leval score FOLDER/*.pred.jsonl
            FOLDER holds L-Eval's coursera.jsonl, gsm100.jsonl, quality.jsonl, tpo.jsonl, codeU.jsonl and
            sci_fi.jsonl (github.com/OpenLMLab/LEval, LEval-data/Closed-ended-tasks; GPL-3.0)
 Hardware:  7B in bfloat16 at 32k: one 80 GB accelerator
 Time:      897 questions and 64 second ones, each a prefill of up to 32k tokens and up to 512 new ones
 Expected:  the row of Table 2 that a preset names is printed beside ours. None was run where this was
-           written: LLaMA-2's weights and L-Eval's data are not available there. Dynamic NTK's factor and the
-           exact document budgets of the paper are not known; here s = length / 4096, and L-Eval's budgets.
+           written: LLaMA-2's weights and L-Eval's data are not available there. The paper's document
+           budgets and its dynamic NTK's s are not known; here both are those of L-Eval's script.
 """
 
 import dataclasses
+from typing import Literal
+
+import tyro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Config:
     """Score one checkpoint under one encoding; resumable question by question."""
 
     checkpoint: str = ""
-    """A Hugging Face directory."""
+    """A Hugging Face directory, a GGUF file, or the name of a packaged checkpoint (smollm2-135m)."""
     data: str = ""
     """The folder with L-Eval's jsonl files."""
     tasks: tuple[str, ...] = ("coursera", "gsm100", "quality", "tpo", "codeU", "sci_fi")
@@ -34,8 +38,12 @@ class Config:
     context: str = "32k"
     """L-Eval's: a document may have this (k = 1,000) less 512 tokens."""
     length: int | None = None
-    """Positions that the encoding is declared for; default: the context with k = 1,024. A question that does
-    not fit is left out, and said."""
+    """Positions that the encoding is declared for; default: what the longest prompt of the run and its new
+    tokens need, so that every question is asked. With a shorter one, a question that does not fit is left
+    out, and said."""
+    dynamic_scale: str = "ceil"
+    """How a dynamic encoding's s follows a prompt of n tokens: "ceil" is the benchmark's script, (n + new
+    tokens) / L rounded up, and plain RoPE for n up to L; "exact" does not round."""
     max_new_tokens: int = 512
     """The most tokens of an answer."""
     stop: tuple[str, ...] = ()
@@ -47,13 +55,27 @@ class Config:
     limit: int | None = None
     """Only the first so many questions of each task."""
     batch_size: int = 1
-    """Questions at once; a dynamic encoding is always asked one at a time."""
+    """Questions at once, as far as they are asked under the same table."""
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: the checkpoint's own."""
+    bos: str = "auto"
+    """What stands in front of every prompt: auto (what the tokenizer really puts there), none, or a token's
+    id."""
     dtype: str = "float32"
     """Dtype of weights and activations."""
     run_dir: str | None = None
     """Where results go; default runs/leval-<hash of this config>."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Score predictions that are already there, whatever model made them; nothing is written."""
+
+    files: tyro.conf.Positional[tuple[str, ...]] = ()
+    """L-Eval's prediction files, each TASK.pred.jsonl or TASK.jsonl."""
+    leading_space: Literal["keep", "drop"] = "keep"
+    """The space that Hugging Face's slow LLaMA tokenizer leaves in front of stored predictions, and some
+    rules see: published scores keep it; dropped, they compare with the predictions of this package."""
 
 
 def _table2() -> dict[str, tuple[str, Config]]:
@@ -88,7 +110,8 @@ def _table2() -> dict[str, tuple[str, Config]]:
     return presets
 
 
-PRESETS: dict[str, tuple[str, Config]] = {
+PRESETS: dict[str, tuple[str, Config | Score]] = {
     "any": ("any checkpoint, under its own encoding or another", Config()),
+    "score": ("score prediction files that are already there", Score()),
     **_table2(),
 }

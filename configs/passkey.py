@@ -3,7 +3,7 @@
     python -m experiments.passkey cpu           2 CPU cores: trains small models of bytes on passkey texts of
                                                 up to 512 tokens, and looks for keys in texts of up to 4,096
     python -m experiments.passkey checkpoint --checkpoints PATH
-                                                any Hugging Face directory, the original wording
+                                                any checkpoint, the original wording
 
 Time:      cpu: about 10 minutes on 2 cores. checkpoint: a prompt's prefill and ten tokens per trial
 Expected:  cpu: at 512 the models find some 70 % of the keys under the table they were trained with, beyond
@@ -20,7 +20,8 @@ class Config:
     """Passkey retrieval by depth and length, a grid per encoding; resumable cell by cell."""
 
     checkpoints: tuple[str, ...] = ()
-    """Hugging Face directories, each PATH or NAME=PATH; none: small models are trained here."""
+    """Each PATH or NAME=PATH: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
+    (smollm2-135m); none: small models are trained here."""
     template: str = "landmark"
     """The wording: "landmark", the original, or "short-bytes", our own for the models trained here."""
     encodings: tuple[str, ...] = ("own",)
@@ -37,7 +38,10 @@ class Config:
     train_length: int | None = None
     """The paper's L; default: what a checkpoint's config states."""
     tokenizer: str | None = None
-    """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: the checkpoint's own."""
+    """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: each checkpoint's own."""
+    bos: str = "auto"
+    """What stands in front of every prompt: auto (what the tokenizer really puts there), none, or a token's
+    id."""
     batch_size: int = 1
     """Prompts at once."""
     dtype: str = "float32"
@@ -72,7 +76,7 @@ class Config:
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "checkpoint": ("any Hugging Face directory, the original wording", Config()),
+    "checkpoint": ("any checkpoint, the original wording", Config()),
     "cpu": (
         "about 10 minutes on 2 cores: small models trained at 512 bytes, grids to 4,096",
         Config(

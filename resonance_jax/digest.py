@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-Plain = None | bool | int | float | str | list["Plain"] | tuple["Plain", ...] | Mapping[str, "Plain"]
-"""What JSON can say."""
+Plain = object
+"""What JSON can say: None, a bool, a number, a string, or a list or a dictionary of these."""
 Identity = Mapping[str, Plain]
 
 _CHUNK = 1 << 24
@@ -61,7 +61,7 @@ def differing(kept: Identity, asked: Identity) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def _flat(value: Plain, path: str = "") -> Iterator[tuple[str, Plain]]:
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else str(name))

@@ -13,7 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # imported; commands run in subprocesses are not checked.
 from jaxtyping import install_import_hook
 
-install_import_hook("resonance_jax", "beartype.beartype")
+import tests.typechecker  # noqa: F401  (the hook finds it where it is imported already)
+
+install_import_hook("resonance_jax", "tests.typechecker.checked")
 
 import jax
 import pytest

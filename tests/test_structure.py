@@ -127,6 +127,41 @@ def test_no_file_holds_more_than_one_concept_can_fill():
     assert not long
 
 
+def unstated(source: str) -> list[str]:
+    """Every function of a source text that leaves a type out: its line, its name, what has none."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            a = node.args
+            named = [*a.posonlyargs, *a.args, *a.kwonlyargs, *(x for x in (a.vararg, a.kwarg) if x)]
+            missing = [x.arg for x in named if x.annotation is None and x.arg not in ("self", "cls")]
+            missing += [] if node.returns else ["return"]
+            if missing:
+                found.append(f"{node.lineno}: {node.name} ({', '.join(missing)})")
+    return found
+
+
+def test_every_function_states_its_types():
+    paths = sorted((ROOT / "resonance_jax").rglob("*.py"))
+    wrong = [f"{path.relative_to(ROOT)}:{each}" for path in paths for each in unstated(path.read_text())]
+    assert len(paths) > 100
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("def f(x: int, y) -> int: ...", "1: f (y)"),
+        ("def f(x: int): ...", "1: f (return)"),
+        ("def f(*rest, key, **more) -> int: ...", "1: f (key, rest, more)"),
+        ("class C:\n    def __init__(self, x): ...", "2: __init__ (x, return)"),
+        ("def f() -> None:\n    def g(x) -> None: ...", "2: g (x)"),
+    ],
+)
+def test_a_function_without_types_would_be_found(source, missing):
+    assert unstated(source) == [missing]
+
+
 def modules() -> list[str]:
     import resonance_jax
 

@@ -3,8 +3,8 @@
 from resonance_jax.command.command_line import main
 from resonance_jax.command.exit_codes import guarded
 from resonance_jax.command.host_devices import use_every_core
-from resonance_jax.command.kept_result import keep_result, kept_result
 from resonance_jax.command.options import options_of, with_options
+from resonance_jax.command.result_file import keep_result, kept_result
 from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember, stated_config
 from resonance_jax.command.signals import leave_on_signals
 

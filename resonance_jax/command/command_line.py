@@ -1,7 +1,9 @@
 """From the command line to the exit code."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
@@ -43,8 +45,15 @@ def main(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with this code, at once where something went wrong: writers of a checkpoint that failed
-    may still be at work, and would print their own tracebacks while the interpreter shuts down."""
+    """End the process with this code.
+
+    All results are on the disk by now, so a signal changes nothing any more: while the interpreter shuts down
+    it would kill the process without a word. Where something went wrong the process ends at once: writers of
+    a checkpoint that failed may still be at work, and would print their own tracebacks.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     if code in (0, 1, 3):
         sys.exit(code)
     sys.stdout.flush()

@@ -5,11 +5,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from resonance_jax.command.options import Config, Dataclass, options_of
+from resonance_jax.command.options import Dataclass, options_of
 from resonance_jax.command.run_lock import LOCK, hold
 from resonance_jax.files import FilePath, as_path, is_remote, read_json, write_json
 
+Kind = TypeVar("Kind")
+"""A config, a dataclass."""
 SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
 """What lies in a run folder before anything was computed."""
 
@@ -78,7 +81,7 @@ def _resolved(config: Dataclass) -> dict[str, object]:
     return values
 
 
-def stated_config(folder: Path, kind: type[Config]) -> Config | None:
+def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:
     """The flat config that a run folder was made with, as far as `kind` still has its options; None where
     there is no run."""
     path = folder / "config.json"
@@ -88,7 +91,7 @@ def stated_config(folder: Path, kind: type[Config]) -> Config | None:
     return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 
-def local_part(study: str, config: Dataclass, folder: Path) -> Path:
+def local_part(study: str, config: Dataclass, folder: FilePath) -> FilePath:
     """Where a run keeps what has to be a local file, such as mapped tokens.
 
     The run folder itself, or a twin on this machine's disk for one that lies in an object store.
@@ -99,7 +102,7 @@ def local_part(study: str, config: Dataclass, folder: Path) -> Path:
     return twin.with_name(f"{twin.name}-local")
 
 
-def remember(path: Path, text: dict[str, object]) -> None:
+def remember(path: FilePath, text: dict[str, object]) -> None:
     """Write down which text a run is about; ValueError where it began with another one."""
     if not path.exists():
         write_json(path, text)

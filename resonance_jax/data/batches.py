@@ -29,7 +29,7 @@ class Batches:
         seed: int,
         mode: str = "split",
         source_chunk: int = 65_536,
-    ):
+    ) -> None:
         """
         Args:
             token_file: the tokens, read from the disk as batches are taken.

@@ -47,7 +47,7 @@ class Corpus:
         splits: Mapping[str, Reader],
         facts: Mapping[str, str] | None = None,
         default_split: str = "all",
-    ):
+    ) -> None:
         """
         Args:
             name: for people; it is no part of the fingerprint.

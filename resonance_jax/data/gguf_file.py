@@ -6,12 +6,15 @@ never lies in memory in float32.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 Value = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 """A value of a GGUF file's metadata."""
+
+Kind = TypeVar("Kind", str, int, float, bool)
 
 SUFFIX = ".gguf"
 
@@ -22,7 +25,7 @@ class GgufTensor:
     shape: as NumPy has it, rows first. type: its quantisation, such as "Q4_1" or "F32".
     """
 
-    def __init__(self, data: np.ndarray, shape: tuple[int, ...], type: str):
+    def __init__(self, data: np.ndarray, shape: tuple[int, ...], type: str) -> None:
         self._data, self.shape, self.type = data, shape, type
 
     def rows(self, index: slice | Int[np.ndarray, "n"]) -> Float[np.ndarray, "n ..."]:
@@ -39,7 +42,7 @@ class GgufFile:
     damaged, or holds a tensor of a type that `gguf` cannot dequantise.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
             import gguf
@@ -72,13 +75,14 @@ class GgufFile:
                 )
         self.tensors: Mapping[str, GgufTensor] = known
 
-    def get(self, key: str, kind: type[str] | type[int] | type[float] | type[bool]) -> Value | None:
+    def get(self, key: str, kind: type[Kind]) -> Kind | None:
         """A value of the metadata, None where the file is silent; ValueError for one of another kind."""
         value = self.metadata.get(key)
         if value is None:
             return None
-        right = isinstance(value, kind) if kind is not float else isinstance(value, int | float)
-        if not right or (kind is not bool and isinstance(value, bool)):
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise ValueError(f"{self.path}: {key} is {value!r:.60}, expected {kind.__name__}.")
         return value
 

@@ -91,7 +91,7 @@ def special_ids(file: GgufFile) -> dict[str, int]:
     """bos_token_id, eos_token_id, pad_token_id and unk_token_id, where the metadata states them."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     stated = {ours: file.get(f"tokenizer.ggml.{theirs}_token_id", int) for ours, theirs in names.items()}
-    return {f"{name}_token_id": int(number) for name, number in stated.items() if number is not None}
+    return {f"{name}_token_id": number for name, number in stated.items() if number is not None}
 
 
 def _byte_level(file: GgufFile, tokens: list[str], types: list[int], split: Split) -> "tokenizers.Tokenizer":
@@ -133,14 +133,15 @@ def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> bytes
     scores = file.array("tokenizer.ggml.scores", float)
     if scores is None or len(scores) != len(tokens):
         raise ValueError(f"{file.path}: its tokens and their scores do not fit together: fetch it again.")
-    model, ids = format.ModelProto(), special_ids(file)
+    model = format.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    ids = special_ids(file)
     unknown = types.index(UNKNOWN) if UNKNOWN in types else ids.get("unk_token_id", 0)
     for number, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
         if kind == UNKNOWN and number != unknown:
             kind = CONTROL  # sentencepiece has one unknown token; no text makes another
         model.pieces.add(piece=token, score=score, type=UNKNOWN if number == unknown else kind)
     trainer = model.trainer_spec
-    trainer.model_type = format.TrainerSpec.BPE
+    trainer.model_type = trainer.BPE
     trainer.vocab_size, trainer.byte_fallback = len(tokens), BYTE in types
     trainer.unk_id = unknown
     trainer.bos_id, trainer.eos_id = ids.get("bos_token_id", 1), ids.get("eos_token_id", 2)

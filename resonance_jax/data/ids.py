@@ -64,6 +64,16 @@ def prompt_ids(tokenizer: "Tokenizer", text: str) -> Int32[np.ndarray, "T"]:
     return with_bos(tokenizer.encode(text), tokenizer.bos_id)
 
 
+def end_ids_within(tokenizer: "Tokenizer", vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end an answer, without those that a model has no row for: it cannot say them.
+
+    Args:
+        tokenizer: of the model that answers.
+        vocab_size: the rows of its embedding.
+    """
+    return tuple(id for id in tokenizer.eos_ids if id < vocab_size)
+
+
 def without_bos(ids: Int[np.ndarray, "T"], bos_id: int | None) -> Int32[np.ndarray, "U"]:
     """The ids without the BOS that they may begin with, for a reader that cuts windows and opens each by BOS.
 

@@ -29,7 +29,7 @@ class SentencePiece(Tokenizer):
     model's own blank in front, unless tokenizer_config.json says `legacy` (as transformers reads it).
     """
 
-    def __init__(self, path: Path, bos: str | int, eos: str | int):
+    def __init__(self, path: Path, bos: str | int, eos: str | int) -> None:
         """The arguments and errors are those of `tokenizer`."""
         content, beside = path.read_bytes(), Beside.read(path.parent)
         self.name = f"{path.resolve().parent.name}/{path.name}"

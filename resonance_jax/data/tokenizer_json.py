@@ -24,7 +24,7 @@ TOKENS_TRIED = 100
 class TokenizerJson(Tokenizer):
     """A tokenizer.json. Its post-processor is asked what it puts in front of a text, but not run."""
 
-    def __init__(self, path: Path, bos: str | int, eos: str | int):
+    def __init__(self, path: Path, bos: str | int, eos: str | int) -> None:
         """The arguments and errors are those of `tokenizer`."""
         self.name = f"{path.resolve().parent.name}/{path.name}"
         beside = Beside.read(path.parent)

@@ -116,7 +116,7 @@ class Bytes(Tokenizer):
 
     name, vocab_size, pad_id = "bytes", 258, 257
 
-    def __init__(self, bos: str | int = "auto", eos: str | int = "auto"):
+    def __init__(self, bos: str | int = "auto", eos: str | int = "auto") -> None:
         """The arguments are those of `tokenizer`; the two special tokens have ids only, no text."""
         no_text = lambda text: None
         self.bos_id = 256 if bos == "auto" else special_id(bos, "bos", no_text, self.vocab_size, "bytes")

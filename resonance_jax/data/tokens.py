@@ -67,7 +67,7 @@ class TokenFile:
     tokens: Int[np.ndarray, "total"]
     offsets: Int64[np.ndarray, "documents+1"]
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         """
         Args:
             path: of either file, or without suffix.

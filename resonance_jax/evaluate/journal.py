@@ -31,7 +31,7 @@ class Journal:
         identity: of everything that the records depend on.
     """
 
-    def __init__(self, path: str | Path, identity: Identity):
+    def __init__(self, path: str | Path, identity: Identity) -> None:
         self.path = Path(path)
         self._made_by = of_json(identity)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,13 @@ from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.data.ids import prompt_ids
+from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder
+
+DYNAMIC_SCALES = ("ceil", "exact")
+"""How the scale of a dynamic encoding follows a prompt (`declared_length`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Prompt:
     fact: Int32[np.ndarray, "F"] | None
     cut: leval.Cut
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of its prompts."""
+        return max(len(self.tokens), 0 if self.fact is None else len(self.fact))
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -42,75 +50,140 @@ class Answer:
     cut: leval.Cut
 
 
+LeftOut = Callable[[leval.Question, str], None]
+"""Called with a question that is not asked, and a sentence that says why."""
+
+
+def prompts(
+    questions: Iterable[leval.Question],
+    tokenizer: Tokenizer,
+    budget: int,
+    vocab_size: int,
+    left_out: LeftOut,
+) -> Iterator[Prompt]:
+    """The prompts of the questions that can be asked.
+
+    Args:
+        questions: in an order in which the questions about one document follow one another.
+        tokenizer: of the model.
+        budget: tokens that a document may have.
+        vocab_size: the rows of the model's embedding.
+        left_out: called for every other question.
+
+    Raises:
+        ValueError: a prompt holds a token that the model does not embed.
+    """
+    count = lambda text: len(prompt_ids(tokenizer, text))
+    cuts: dict[tuple[str, str], leval.Cut | str] = {}
+    for question in questions:
+        place = question.task, question.document
+        try:
+            if place not in cuts:
+                cuts = {place: _cut(question, budget, count)}
+            cut = cuts[place]
+            if isinstance(cut, str):
+                left_out(question, cut)
+                continue
+            tokens = prompt_ids(tokenizer, leval.prompt(question.task, cut.text, question.instruction))
+            fact = None
+            if question.task == "sci_fi":
+                fact = prompt_ids(tokenizer, leval.fact_prompt(question.instruction))
+        except ValueError as error:  # the vocabulary cannot express the question
+            left_out(question, str(error))
+            continue
+        for ids in (tokens, fact):
+            if ids is not None:
+                check_ids(ids, vocab_size, f"The prompt of question {question.id} of {question.task}")
+        yield Prompt(question, tokens, fact, cut)
+
+
+def _cut(question: leval.Question, budget: int, count: Callable[[str], int]) -> leval.Cut | str:
+    """The question's document, cut to the budget; a sentence where it cannot be cut."""
+    try:
+        return leval.cut(question.document, question.task, budget, count)
+    except ValueError as error:
+        return str(error)
+
+
+def declared_length(
+    spec: rope.RopeSpec, tokens: int, max_new_tokens: int, length: int, dynamic_scale: str = "ceil"
+) -> int:
+    """The length in positions that the table of one prompt is declared for.
+
+    Args:
+        spec: the encoding; a static one has the same table for every prompt.
+        tokens: of the prompt.
+        max_new_tokens: that may follow it.
+        length: of the run, for a static encoding.
+        dynamic_scale: "ceil" is the benchmark's script: a prompt of up to L tokens is asked under the table
+            of L, any other under that of the whole multiple of L that holds it and its new tokens. "exact":
+            under that of its own length, new tokens included.
+
+    Raises:
+        ValueError: for another dynamic_scale.
+    """
+    if dynamic_scale not in DYNAMIC_SCALES:
+        raise ValueError(
+            f"unknown dynamic scale {dynamic_scale!r}; expected one of {', '.join(DYNAMIC_SCALES)}."
+        )
+    if not spec.dynamic:
+        return length
+    needed, trained = tokens + max_new_tokens, spec.train_length
+    if dynamic_scale == "exact" or trained is None:
+        return needed
+    return trained if tokens <= trained else -(-needed // trained) * trained
+
+
 @dataclasses.dataclass(frozen=True)
 class Asker:
     """Asks one model under one encoding.
 
-    spec: the encoding. budget: tokens that a document may have. length: positions that the encoding is
-    declared for (a dynamic one is declared each question's own: its prompt and the new tokens).
-    max_new_tokens: of an answer. stop: strings that end an answer early. batch_size: questions at once.
+    spec: the encoding. length: positions that it is declared for; the table of a dynamic one follows each
+    prompt, as dynamic_scale says (`declared_length`). max_new_tokens: of an answer. stop: strings that end an
+    answer early. batch_size: questions at once, as far as they share a table.
     """
 
     lm: Decoder
     tokenizer: Tokenizer
     spec: rope.RopeSpec
-    budget: int
     length: int
+    dynamic_scale: str = "ceil"
     max_new_tokens: int = leval.MAX_NEW_TOKENS
     stop: Sequence[str] = ()
     batch_size: int = 1
 
-    def prompts(
-        self, questions: Iterable[leval.Question], left_out: Callable[[leval.Question, str], None]
-    ) -> Iterator[Prompt]:
-        """The prompts of the questions that fit; left_out(question, sentence) is called for every other."""
-        cuts: dict[tuple[str, str], leval.Cut | str] = {}
-        for question in questions:
-            place = question.task, question.document
-            if place not in cuts:
-                cuts = {place: self._cut(question)}  # a document's questions follow one another
-            cut = cuts[place]
-            if isinstance(cut, str):
-                left_out(question, cut)
-                continue
-            tokens = self._encode(leval.prompt(question.task, cut.text, question.instruction))
-            fact = None
-            if question.task == "sci_fi":
-                fact = self._encode(leval.fact_prompt(question.instruction))
-            needed = max(len(tokens), 0 if fact is None else len(fact)) + self.max_new_tokens
-            if needed > self.length:
-                left_out(
-                    question,
-                    f"its prompt and {self.max_new_tokens} new tokens make {needed}, more than the declared "
-                    f"length {self.length}.",
-                )
-                continue
-            yield Prompt(question, tokens, fact, cut)
-
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[list[Answer]]:
-        """The answers, batch by batch.
-
-        A dynamic encoding is asked one question at a time, each under a table of its own.
-        """
-        size = 1 if self.spec.dynamic else self.batch_size
+        """The answers, batch by batch."""
         batch: list[Prompt] = []
         for prompt in prompts:
-            if batch and (prompt.question.task != batch[0].question.task or len(batch) == size):
+            last = batch[-1] if batch else prompt
+            if len(batch) == self.batch_size or self._table_of(prompt) != self._table_of(last):
                 yield self._answer(batch)
                 batch = []
             batch.append(prompt)
         if batch:
             yield self._answer(batch)
 
+    def _table_of(self, prompt: Prompt) -> tuple[str, int]:
+        """What the prompts of a batch share: the task, and the length that their table is declared for."""
+        return prompt.question.task, self._declared(prompt.tokens)
+
+    def _declared(self, tokens: Int32[np.ndarray, "T"]) -> int:
+        return declared_length(self.spec, len(tokens), self.max_new_tokens, self.length, self.dynamic_scale)
+
     def _answer(self, batch: list[Prompt]) -> list[Answer]:
-        """The answers to prompts of one task."""
+        """The answers to prompts of one task that share a table."""
         said, ended = self._generate([prompt.tokens for prompt in batch])
-        facts_asked = [prompt.fact for prompt in batch if prompt.fact is not None]
-        if facts_asked:
-            facts, fact_ended = self._generate(facts_asked)
-            said = [leval.with_fact(a, b) for a, b in zip(said, facts, strict=True)]
+        facts = [prompt.fact for prompt in batch if prompt.fact is not None]
+        if facts:
+            # Without their documents the second prompts are short, but each has a table of its own as well.
+            alone = len({self._declared(fact) for fact in facts}) > 1
+            groups = [[fact] for fact in facts] if alone else [facts]
+            told = [pair for group in groups for pair in zip(*self._generate(group), strict=True)]
+            said = [leval.with_fact(a, b) for a, (b, _) in zip(said, told, strict=True)]
             ended = [
-                "length" if "length" in pair else pair[0] for pair in zip(ended, fact_ended, strict=True)
+                "length" if "length" in (first, second) else first
+                for first, (_, second) in zip(ended, told, strict=True)
             ]
         return [
             Answer(prompt.question, text, reason, len(prompt.tokens), prompt.cut)
@@ -118,27 +191,15 @@ class Asker:
         ]
 
     def _generate(self, rows: list[Int32[np.ndarray, "_"]]) -> tuple[list[str], list[str]]:
-        """(the texts, why each ended) that follow the prompts."""
-        needed = max(map(len, rows)) + self.max_new_tokens
+        """(the texts, why each ended) that follow prompts which share a table."""
         out = generate.generate(
             self.lm,
             rows,
-            rope.frequencies(self.spec, length=needed if self.spec.dynamic else self.length),
+            rope.frequencies(self.spec, length=self._declared(rows[0])),
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
-            eos_id=self.tokenizer.eos_id,
+            eos_id=end_ids_within(self.tokenizer, self.lm.config.vocab_size),
             decode=self.tokenizer.decode,
         )
         assert out.texts is not None  # because `decode` was given
         return [completion(text) for text in out.texts], list(out.reasons)
-
-    def _cut(self, question: leval.Question) -> leval.Cut | str:
-        """The question's document, cut to the budget; a sentence where it cannot be cut."""
-        try:
-            count = lambda text: len(self._encode(text))
-            return leval.cut(question.document, question.task, self.budget, count)
-        except ValueError as error:
-            return str(error)
-
-    def _encode(self, text: str) -> Int32[np.ndarray, "T"]:
-        return prompt_ids(self.tokenizer, text)

@@ -20,6 +20,15 @@ def completion(text: str) -> str:
     return text.replace("</s>", "")
 
 
+def without_slow_space(prediction: str) -> str:
+    """A stored prediction without the space that Hugging Face's slow LLaMA tokenizer puts in front of text.
+
+    Predictions that were decoded by it have the space, those of our tokenizers do not, and some rules see it:
+    "B" alone is an option, " B" a text. Published scores are of the predictions as they are stored.
+    """
+    return prediction.removeprefix(" ")
+
+
 def reference(task: str, answer: str) -> str | tuple[str, str]:
     """The answer key that an answer of the benchmark stands for; SFiction: (loyalty, fact)."""
     if task in MULTIPLE_CHOICE:
@@ -54,7 +63,7 @@ def match(extracted: str, expected: str) -> float:
 
     A key of nothing but the letters A to D: 1 if equal, 0.25 if the prediction has no letter that the key
     lacks, otherwise 0. Any other key: 1 if both are numbers and equal; if one is no number, 1 if the key is
-    found in the prediction (in its first line of more than one character), ignoring case and spaces.
+    found in the prediction, ignoring case and spaces.
     """
     if set(_normalised(expected)) <= set("ABCD"):
         said, key = _normalised(extracted), _normalised(expected)
@@ -62,8 +71,7 @@ def match(extracted: str, expected: str) -> float:
     try:
         return float(float(extracted) == float(expected))
     except ValueError:
-        line = next((line for line in extracted.split("\n") if len(line) > 1), extracted)
-        return float(_squeezed(expected) in _squeezed(line))
+        return float(_squeezed(expected) in _squeezed(extracted))
 
 
 def score(task: str, predictions: Sequence[str], answers: Sequence[str]) -> float:

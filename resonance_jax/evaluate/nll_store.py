@@ -9,6 +9,7 @@ import json
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Store:
     evaluate.sweep says what a result belongs to; the folder's name and its place mean nothing.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._told: set[str] = set()
 
@@ -44,32 +45,16 @@ class Store:
         if not path.exists():
             return None
         try:
-            facts, arrays = _read(path)
-            stated, kept = facts["identity"], facts["results"]
-            if of_arrays(arrays) != facts["sha256"]:
-                raise ValueError("its checksum differs")
-            changed = differing(stated, identity)
-            if changed:
-                self._tell(f"{self.folder}: kept results are of another {', '.join(changed)}")
-                return None
-            return {
-                fact["length"]: Perplexity(
-                    **fact, **{name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
-                )
-                for fact in kept
-            }
+            stated, results = _read(path)
         # A damaged archive fails in many ways, all of which mean that it has to be made again.
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-        ) as error:
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             self._tell(f"{path} is damaged ({str(error) or type(error).__name__})")
             return None
+        changed = differing(stated, identity)
+        if changed:
+            self._tell(f"{self.folder}: kept results are of another {', '.join(changed)}")
+            return None
+        return results
 
     def put(self, index: int, identity: Identity, results: Results) -> None:
         """Keep the results of document number `index`; arguments as get's."""
@@ -92,10 +77,20 @@ class Store:
             warnings.warn(f"{what}: computed anew.")
 
 
-def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+def _read(path: Path) -> tuple[Identity, Results]:
+    """The identity and the results in a file. Raises what NumPy and JSON raise where it is damaged."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "facts"}
-        return json.loads(str(file["facts"])), arrays
+        facts = json.loads(str(file["facts"]))
+    if of_arrays(arrays) != facts["sha256"]:
+        raise ValueError("its checksum differs")
+    results = {fact["length"]: _result(fact, arrays) for fact in facts["results"]}
+    return facts["identity"], results
+
+
+def _result(fact: dict[str, Any], arrays: dict[str, np.ndarray]) -> Perplexity:
+    fields: dict[str, Any] = {name: arrays[f"{fact['length']}/{name}"] for name in _ARRAYS}
+    return Perplexity(**fact, **fields)
 
 
 def document_digest(tokens: np.ndarray) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from resonance_jax import generate, rope
-from resonance_jax.data.ids import prompt_ids
+from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.binomial import wilson
 from resonance_jax.model import Decoder
@@ -197,6 +197,29 @@ def training_batch(
     return {"tokens": tokens, "targets": targets}
 
 
+def questions(
+    wording: Template, tokenizer: Tokenizer, length: int, depth: float, trials: int, seed: int = 0
+) -> tuple[Int64[np.ndarray, "trials"], list[Int32[np.ndarray, "_"]]]:
+    """The keys of a cell and the prompts that hide them; they are the same for every encoding.
+
+    Args:
+        wording: the template.
+        tokenizer: what the prompts are encoded with.
+        length: tokens of a prompt.
+        depth: the share of the garbage that precedes the key, 0 … 1.
+        trials: how many keys.
+        seed: of the keys.
+
+    Raises:
+        ValueError: for another depth, no trials, and when the wording alone is longer than the length.
+    """
+    if not 0 <= depth <= 1 or trials < 1:
+        raise ValueError(f"expected a depth in 0 … 1 and at least 1 trial, got {depth} and {trials}.")
+    characters = garbage_characters(wording, length, lambda text: len(prompt_ids(tokenizer, text)))
+    keys = draw_keys(wording, trials, seed + round(1e6 * depth) + length)
+    return keys, [prompt_ids(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
+
+
 def cell(
     lm: Decoder,
     tokenizer: Tokenizer,
@@ -208,29 +231,20 @@ def cell(
     seed: int = 0,
     batch_size: int = 8,
 ) -> Cell:
-    """Ask a model for `trials` keys, each at one depth of a prompt of one length.
-
-    Answers are generated greedily. The keys of a cell are the same for every encoding.
+    """Ask a model for `trials` keys, each at one depth of a prompt of one length, greedily.
 
     Args:
         lm: the decoder.
         tokenizer: what the prompts are encoded with.
         spec: the encoding; a dynamic one is declared the longest prompt and its new tokens.
-        wording: the template.
-        length: tokens of a prompt.
-        depth: the share of the garbage that precedes the key, 0 … 1.
-        trials: how many keys.
-        seed: of the keys.
+        wording, length, depth, trials, seed: of the prompts, as `questions` takes them.
         batch_size: prompts at once.
 
     Raises:
-        ValueError: for another depth, no trials, and when the wording alone is longer than the length.
+        ValueError: as `questions` does, and where a prompt holds a token that the model does not embed.
     """
-    if not 0 <= depth <= 1 or trials < 1:
-        raise ValueError(f"expected a depth in 0 … 1 and at least 1 trial, got {depth} and {trials}.")
-    characters = garbage_characters(wording, length, lambda text: len(prompt_ids(tokenizer, text)))
-    keys = draw_keys(wording, trials, seed + round(1e6 * depth) + length)
-    prompts = [prompt_ids(tokenizer, wording.prompt(int(key), characters, depth)) for key in keys]
+    keys, prompts = questions(wording, tokenizer, length, depth, trials, seed)
+    check_ids(np.concatenate(prompts), lm.config.vocab_size, f"A prompt of {length} tokens")
     longest = max(map(len, prompts)) + wording.max_new_tokens
     freqs = rope.frequencies(spec, length=longest)
     said: list[str] = []
@@ -240,7 +254,7 @@ def cell(
             prompts[start : start + batch_size],
             freqs,
             max_new_tokens=wording.max_new_tokens,
-            eos_id=tokenizer.eos_id,
+            eos_id=end_ids_within(tokenizer, lm.config.vocab_size),
             decode=tokenizer.decode,
         )
         assert out.texts is not None  # because `decode` was given

@@ -18,6 +18,7 @@ from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
+from resonance_jax.model.lowering import default_precision
 from resonance_jax.parallel.pmap import replicate
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
@@ -157,7 +158,7 @@ def _identity(
         "lengths": [list(some) for some in passes],
         "protocol": dataclasses.asdict(how),
         "platform": jax.default_backend(),
-        "precision": str(jax.config.jax_default_matmul_precision),
+        "precision": default_precision(),
     }
 
 

@@ -106,7 +106,9 @@ def score(
 def _program(config: DecoderConfig, mesh: Mesh, order: int) -> Callable[..., tuple[Array, Array]]:
     """jitted (params [E], tokens [blocks, b, 1 + length], freqs [E]) -> hits [E, blocks, b, …], losses."""
 
-    def local(params, tokens, freqs):
+    def local(
+        params: Params, tokens: Int[Array, "blocks b columns"], freqs: rope.Frequencies
+    ) -> tuple[Array, Array]:
         one = lambda run: jax.lax.map(lambda rows: score(config, run[0], rows, run[1], order), tokens)
         return jax.lax.map(one, (params, freqs))
 

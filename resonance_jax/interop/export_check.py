@@ -6,17 +6,21 @@ cosines and sines put in), and the rest (transformers with our phases against ou
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from resonance_jax import rope
 from resonance_jax.evaluate.nll import token_nll
 from resonance_jax.generate import generate
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import Decoder
-from resonance_jax.model.decoder import head, hidden_states
+from resonance_jax.model.decoder import Weights, head, hidden_states
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = 128
 """Positions whose logits are compared, evenly spread."""
@@ -44,20 +48,22 @@ def check_export(
 
     transformers.utils.logging.disable_progress_bar()
     lm = load_hf(folder)
+    assert lm.rope is not None  # a config.json always states one
+    spec = lm.rope
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     with jax.default_matmul_precision("highest"), torch.no_grad():
         # Before anything is put in, and shortest first: transformers' dynamic tables only grow.
-        greedy = _greedy(lm, model, tokens, train_length, new_tokens)
-        rows = [_compare(lm, model, tokens[:n]) for n in sorted(set(lengths))]
+        greedy = _greedy(lm, spec, model, tokens, train_length, new_tokens)
+        rows = [_compare(lm, spec, model, tokens[:n]) for n in sorted(set(lengths))]
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {"rows": rows, "greedy": greedy, "versions": versions}
 
 
-def _compare(lm: Decoder, model, tokens: np.ndarray) -> dict[str, Any]:
+def _compare(lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray) -> dict[str, Any]:
     n = len(tokens)
-    freqs = rope.frequencies(lm.rope, length=n)
+    freqs = rope.frequencies(spec, length=n)
     cos, sin = (np.asarray(x) for x in rope.cos_sin(freqs, np.arange(n)))
     picked = np.unique(np.linspace(0, n - 1, min(ROWS, n)).astype(int))
     logits = _logits(lm, tokens, freqs, picked)
@@ -84,16 +90,16 @@ def _compare(lm: Decoder, model, tokens: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _logits(lm: Decoder, tokens: np.ndarray, freqs, picked: np.ndarray) -> np.ndarray:
+def _logits(lm: Decoder, tokens: np.ndarray, freqs: rope.Frequencies, picked: np.ndarray) -> np.ndarray:
     """f64[picked, V]: the whole sequence goes through the layers, the picked positions through the head."""
 
-    def some(params, tokens, freqs):
+    def some(params: Weights, tokens: Int[Array, "B T"], freqs: rope.Frequencies) -> Float[Array, "picked V"]:
         return hidden_states(lm.config, params, tokens, freqs)[0, picked] @ head(lm.config, params)
 
     return np.asarray(jax.jit(some)(lm.params, tokens[None], freqs), np.float64)
 
 
-def _theirs(model, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _theirs(model: Any, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """transformers' logits f64[picked, V], NLL f64[n-1], and its cosines [n, R/2]."""
     import torch
 
@@ -110,7 +116,9 @@ def _theirs(model, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, 
     )
 
 
-def _greedy(lm: Decoder, model, tokens: np.ndarray, train_length: int, new_tokens: int) -> dict[str, Any]:
+def _greedy(
+    lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray, train_length: int, new_tokens: int
+) -> dict[str, Any]:
     """Greedy output of both after the same prompt; how far apart our two best logits come on the way."""
     import torch
     import transformers
@@ -121,7 +129,7 @@ def _greedy(lm: Decoder, model, tokens: np.ndarray, train_length: int, new_token
     settings = transformers.GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     ids = torch.as_tensor(prompt, dtype=torch.long)[None]
     theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].numpy()
-    freqs = rope.frequencies(lm.rope, length=train_length)
+    freqs = rope.frequencies(spec, length=train_length)
     ours = generate(lm, [prompt], freqs, max_new_tokens=new_tokens).tokens[0]
     differs = np.flatnonzero(ours != theirs[len(prompt) :])
     before = np.arange(len(prompt) - 1, len(theirs) - 1)
@@ -135,14 +143,14 @@ def _greedy(lm: Decoder, model, tokens: np.ndarray, train_length: int, new_token
     }
 
 
-def _injected(cos: np.ndarray, sin: np.ndarray):
+def _injected(cos: np.ndarray, sin: np.ndarray) -> "torch.nn.Module":
     """Our cosines and sines in the place of transformers' rotary module."""
     import torch
 
     class Injected(torch.nn.Module):
         tables = tuple(torch.as_tensor(np.concatenate([x, x], axis=-1))[None] for x in (cos, sin))
 
-        def forward(self, x, position_ids):
+        def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.tables
 
     return Injected()

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from resonance_jax import rope
-from resonance_jax.data.gguf_file import GgufFile, GgufTensor
+from resonance_jax.data.gguf_file import GgufFile, GgufTensor, Kind
 from resonance_jax.data.gguf_tokenizer import special_ids
 
 NAMES = {
@@ -50,7 +50,7 @@ class HalfSplitRows:
     order: where row r is stored, None for as it stands.
     """
 
-    def __init__(self, tensor: GgufTensor, order: Int[np.ndarray, "rows"] | None = None):
+    def __init__(self, tensor: GgufTensor, order: Int[np.ndarray, "rows"] | None = None) -> None:
         self._tensor, self._order = tensor, order
 
     def get_shape(self) -> list[int]:
@@ -114,11 +114,12 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path} holds the architecture {architecture!r}; supported are {', '.join(ARCHITECTURES)}."
         )
 
-    def stated(key: str, kind: type[int] | type[float], default: float | None = None) -> Any:
+    def stated(key: str, kind: type[Kind], default: Kind | None = None) -> Kind:
         value = file.get(f"{architecture}.{key}", kind)
-        if value is None and default is None:
+        value = default if value is None else value
+        if value is None:
             raise ValueError(f"{file.path} states no {architecture}.{key}.")
-        return default if value is None else value
+        return value
 
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -153,7 +154,10 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
 
 def _scaling(file: GgufFile, architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """rope_scaling, from the metadata's keys or from the divisors that are stored as tensors."""
-    read = lambda key, kind: file.get(f"{architecture}.rope.scaling.{key}", kind)
+
+    def read(key: str, kind: type[Kind]) -> Kind | None:
+        return file.get(f"{architecture}.rope.scaling.{key}", kind)
+
     kind, factor = read("type", str) or "none", read("factor", float)
     original = read("original_context_length", int)
     longest = config["max_position_embeddings"]
@@ -171,26 +175,26 @@ def _scaling(file: GgufFile, architecture: str, config: Mapping[str, Any]) -> di
             "original_max_position_embeddings": original or longest,
         }
         given = read("attn_factor", float)
-        return {"rope_scaling": scaling | ({} if given is None else {"attention_factor": float(given)})}
+        return {"rope_scaling": scaling | ({} if given is None else {"attention_factor": given})}
     if kind == "none" or not factor or factor == 1:
         return {}
     if kind == "linear":
-        return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
+        return {"rope_scaling": {"rope_type": "linear", "factor": factor}}
     if kind != "yarn":
         raise ValueError(
             f"{file.path} states the RoPE scaling {kind!r}; known are none, linear, yarn, longrope."
         )
     scaling = {
         "rope_type": "yarn",
-        "factor": float(factor),
-        "original_max_position_embeddings": original or round(longest / float(factor)),
+        "factor": factor,
+        "original_max_position_embeddings": original or round(longest / factor),
     }
     for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
         if (value := read(theirs, float)) is not None:
-            scaling[ours] = float(value)
+            scaling[ours] = value
     given = read("yarn_attn_factor", float) or read("attn_factor", float)
-    if given not in (None, 1.0):  # llama.cpp multiplies its own 0.1 ln s + 1 by it
-        scaling["attention_factor"] = float(given) * (0.1 * float(np.log(factor)) + 1.0)
+    if given is not None and given != 1.0:  # llama.cpp multiplies its own 0.1 ln s + 1 by it
+        scaling["attention_factor"] = given * (0.1 * float(np.log(factor)) + 1.0)
     if (read("yarn_ext_factor", float) or 1.0) not in (1.0, -1.0):
         raise ValueError(f"{file.path} states a yarn_ext_factor other than 1, which no config.json says.")
     return {"rope_scaling": scaling}

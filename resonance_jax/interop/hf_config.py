@@ -108,7 +108,7 @@ def _number(hf: dict[str, Any], key: str) -> Any:
     value = hf.get(key)
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is not bool and value <= 0):
+    if value is None or type(value) is not kind or (kind is not bool and value <= 0):
         found = "is missing" if value is None else f"is {shown(value)}"
         wanted = "true or false" if kind is bool else f"a positive {'number' if kind is float else 'integer'}"
         raise ValueError(f"config.json: {key} {found}, expected {wanted}.")

@@ -127,4 +127,4 @@ def _cut_off(file: Path) -> str | None:
         cut = [name for name, end in ends.items() if end > size]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return f"it breaks off before the end of tensor {min(cut, key=ends.get)}" if cut else None
+    return f"it breaks off before the end of tensor {min(cut, key=lambda name: ends[name])}" if cut else None

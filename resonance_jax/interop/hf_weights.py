@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
 from resonance_jax.interop.hf_files import TensorSlice
 from resonance_jax.model import Decoder, DecoderConfig
-from resonance_jax.model.decoder import Params
 from resonance_jax.model.lora import flatten
-from resonance_jax.model.parameters import Parameter, map_declared, real_dtype
+from resonance_jax.model.parameters import Parameter, Params, map_declared, real_dtype
 from resonance_jax.parallel.gather import gathered
 from resonance_jax.parallel.mesh import sharding
 
@@ -105,7 +104,8 @@ def load_params(
     def leaf(path: str, parameter: Parameter) -> jax.Array:
         parts = {}
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # the index of an array's part never is
             ranges = tuple(s.indices(n)[:2] for s, n in zip(index, parameter.shape, strict=True))
             if ranges not in parts:  # replicas share one reading
                 parts[ranges] = _read(held, path, ranges, dtype, checkpoint.path if finite else None)

@@ -5,7 +5,7 @@ rounding. The tables themselves are compared first, so that a wrong ramp or base
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import chex
@@ -153,7 +153,7 @@ def our_taps(
 @functools.partial(jax.jit, static_argnums=0)
 def _layer(
     config: DecoderConfig,
-    p: Params,
+    p: Mapping[str, Array],
     x: Float[Array, "B T D"],
     cos: Float[Array, "T pairs"],
     sin: Float[Array, "T pairs"],

@@ -4,8 +4,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TorchLlama:
@@ -15,7 +20,7 @@ class TorchLlama:
     which always compute in float32, are replaced by torch's own.
     """
 
-    def __init__(self, path: str | Path, dtype: str):
+    def __init__(self, path: str | Path, dtype: str) -> None:
         import torch
         import transformers
 
@@ -70,6 +75,7 @@ class TorchLlama:
             self.model.zero_grad()
             loss.backward()
             for name, parameter in self.model.named_parameters():
+                assert parameter.grad is not None  # every one takes part
                 yield f"gradient of {name}", _numpy(parameter.grad)
 
     @contextmanager
@@ -77,7 +83,7 @@ class TorchLlama:
         """Hooks on the modules, and on the function that rotates q and k."""
         inner, hooks = self.model.model, []
 
-        def hook(module, name, first=False):
+        def hook(module: "torch.nn.Module", name: str, first: bool = False) -> None:
             keep = lambda _, __, out: found.__setitem__(name, out[0] if first else out)
             hooks.append(module.register_forward_hook(keep))
 
@@ -96,17 +102,16 @@ class TorchLlama:
         source = sys.modules[type(inner).__module__]
         rotate, layers = source.apply_rotary_pos_emb, iter(range(len(inner.layers)))
 
-        def recorded(*arguments, **options):
+        def recorded(*arguments: object, **options: object) -> "tuple[torch.Tensor, torch.Tensor]":
             q, k = rotate(*arguments, **options)
             i = next(layers)
             found[f"layer {i} q"], found[f"layer {i} k"] = q.transpose(1, 2), k.transpose(1, 2)
             return q, k
 
-        source.apply_rotary_pos_emb = recorded
         try:
-            yield
+            with mock.patch.object(source, "apply_rotary_pos_emb", recorded):
+                yield
         finally:
-            source.apply_rotary_pos_emb = rotate
             for one in hooks:
                 one.remove()
 
@@ -120,7 +125,7 @@ class TorchLlama:
         own = self.model.model.rotary_emb
 
         class Injected(torch.nn.Module):
-            def forward(self, *_, **__):
+            def forward(self, *_: object, **__: object) -> list[torch.Tensor]:
                 return both
 
         self.model.model.rotary_emb = Injected()
@@ -130,6 +135,6 @@ class TorchLlama:
             self.model.model.rotary_emb = own
 
 
-def _numpy(x) -> np.ndarray:
+def _numpy(x: "torch.Tensor") -> np.ndarray:
     x = x.detach()
     return (x if x.dtype.itemsize > 2 else x.float()).numpy()

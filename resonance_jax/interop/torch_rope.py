@@ -4,7 +4,7 @@ Nothing here calls resonance_jax.rope's rules: it is the other side of a compari
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -43,8 +43,8 @@ def table(spec: rope.RopeSpec, length: int) -> TorchTable:
 
     sizes = {"hidden_size": 2 * spec.head_dim, "num_attention_heads": 2, "head_dim": spec.head_dim}
     longest = {"max_position_embeddings": spec.train_length or length}
-    config = transformers.LlamaConfig(**(longest | sizes | stated))
-    return transformers_table(config, length)
+    fields: dict[str, Any] = longest | sizes | stated
+    return transformers_table(transformers.LlamaConfig(**fields), length)
 
 
 def transformers_table(config: "transformers.PreTrainedConfig", length: int) -> TorchTable:
@@ -52,7 +52,7 @@ def transformers_table(config: "transformers.PreTrainedConfig", length: int) -> 
     import torch
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    rotary = LlamaRotaryEmbedding(config)
+    rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any with its fields
     rotary(torch.zeros(1), torch.arange(length)[None])  # dynamic tables follow the longest position
     inv_freq = rotary.inv_freq.double().numpy()
     return TorchTable(inv_freq, float(rotary.attention_scaling), "transformers float32", 2e-6)
@@ -97,6 +97,12 @@ def _unrounded(spec: rope.RopeSpec, length: int) -> "tuple[torch.Tensor, float]"
         return plain / s, 1.0
     if m == "ntk":
         return theta(spec.base * s ** (R / (R - 2))), 1.0
+    if m == "proportional":
+        turning = int(spec.partial_rotary_factor * R // 2)
+        return torch.cat([plain[:turning] / s, torch.zeros(R // 2 - turning, dtype=torch.float64)]), 1.0
+    if m not in ("dynamic_ntk", "longrope", "llama3", "ntk_by_parts", "yarn", "dynamic_yarn"):
+        raise ValueError(f"the rule of {m!r} is not written in PyTorch here, so there is nothing to compare.")
+    assert L is not None  # these can't do without it
     if m == "dynamic_ntk":
         growth = max(1.0, spec.dynamic_factor * (n / L - 1) + 1)
         return theta(spec.base * growth ** (R / (R - 2))), 1.0
@@ -108,26 +114,21 @@ def _unrounded(spec: rope.RopeSpec, length: int) -> "tuple[torch.Tensor, float]"
         turns = L * plain / (2 * math.pi)
         low, high = spec.low_freq_factor, spec.high_freq_factor
         return torch.lerp(plain / s, plain, torch.clamp((turns - low) / (high - low), 0, 1)), 1.0
-    if m == "proportional":
-        turning = int(spec.partial_rotary_factor * R // 2)
-        return torch.cat([plain[:turning] / s, torch.zeros(R // 2 - turning, dtype=torch.float64)]), 1.0
-    if m not in ("ntk_by_parts", "yarn", "dynamic_yarn"):
-        raise ValueError(f"the rule of {m!r} is not written in PyTorch here, so there is nothing to compare.")
     s = max(1.0, n / L) if m == "dynamic_yarn" else s
-    mixed = torch.lerp(plain / s, plain, _kept(spec, plain))
+    mixed = torch.lerp(plain / s, plain, _kept(spec, L, plain))
     return mixed, 1.0 if m == "ntk_by_parts" else _attention_factor(spec, s)
 
 
-def _kept(spec: rope.RopeSpec, plain: "torch.Tensor") -> "torch.Tensor":
+def _kept(spec: rope.RopeSpec, train_length: int, plain: "torch.Tensor") -> "torch.Tensor":
     """The share of each frequency that YaRN keeps."""
     import torch
 
     if spec.ramp == "rotations":
-        turns = spec.train_length * plain / (2 * math.pi)
+        turns = train_length * plain / (2 * math.pi)
         kept = (turns - spec.beta_slow) / (spec.beta_fast - spec.beta_slow)
     else:
         pair = [
-            spec.rotary_dim / 2 * math.log(spec.train_length / beta / (2 * math.pi), spec.base)
+            spec.rotary_dim / 2 * math.log(train_length / beta / (2 * math.pi), spec.base)
             for beta in (spec.beta_fast, spec.beta_slow)
         ]
         first, last = (math.floor(pair[0]), math.ceil(pair[1])) if spec.truncate else pair

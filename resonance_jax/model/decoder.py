@@ -8,13 +8,13 @@ compile time does not grow with depth.
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key, PRNGKeyArray, Shaped
 
 from resonance_jax import rope
@@ -318,7 +318,7 @@ class Decoder(nnx.Module):
         params: Params | None = None,
         context_length: int | None = None,
         source: Path | None = None,
-    ):
+    ) -> None:
         self.config = config
         self.mesh = mesh
         self.rope = rope
@@ -330,29 +330,37 @@ class Decoder(nnx.Module):
         self.layers = nnx.Dict({name: nnx.Param(value) for name, value in params["layers"].items()})
         self.final_norm = nnx.Param(params["final_norm"])
         if not config.tie_embeddings:
-            self.head = nnx.Param(params["head"])
+            self.head = nnx.Param(head(config, params))
 
     def __call__(
         self,
         tokens: Int[ArrayLike, "B T"],
         freqs: rope.Frequencies,
-        positions: Int[ArrayLike, "..."] | None = None,
-        segment_ids: Int[ArrayLike, "B T"] | None = None,
+        positions: Integer[Array | np.ndarray, "..."] | None = None,
+        segment_ids: Segments | None = None,
         cache: Cache | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T V"] | tuple[Float[Array, "B T V"], Cache]:
         """Logits [B, T, V], or with a cache (logits, cache): `forward`, compiled. The cache passed in stays
         as it was."""
         tokens = jnp.asarray(tokens)
-        options = dict(positions=positions, segment_ids=segment_ids, cache=cache, key=key)
         if cache is not None:
             _check(self.config, tokens, freqs, positions, segment_ids, key, cache)
-        return _forward(self.config, self.params, tokens, freqs, **options)
+        return _forward(
+            self.config,
+            self.params,
+            tokens,
+            freqs,
+            positions=positions,
+            segment_ids=segment_ids,
+            cache=cache,
+            key=key,
+        )
 
     @property
     def params(self) -> Params:
         """The parameters as a plain pytree: what every jitted function here takes."""
-        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return cast(Params, nnx.to_pure_dict(nnx.state(self, nnx.Param)))
 
     def replace(self, **changes: Unpack[DecoderFields]) -> "Decoder":
         """The same decoder, but for the arguments that are named."""
@@ -371,7 +379,7 @@ class Decoder(nnx.Module):
         """The same decoder with other weights."""
         return self.replace(params=params)
 
-    def shardings(self) -> Params:
+    def shardings(self) -> parameters.Tree[NamedSharding]:
         """Where each parameter lies on the mesh, as the params pytree. ValueError without a mesh."""
         if self.mesh is None:
             raise ValueError("this decoder lies on no mesh; make it with mesh=make_mesh(...).")

@@ -35,6 +35,12 @@ def lowering_for(platform: str, capability: tuple[int, int] | None = None) -> It
         _stated.reset(token)
 
 
+def default_precision() -> str:
+    """How exactly this process multiplies matrices where a product does not say: jax's name of it."""
+    stated = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # as below
+    return str(stated)
+
+
 def target() -> Target:
     """The platform that this trace is lowered for, and the compute capability of its GPU."""
     stated = _stated.get()

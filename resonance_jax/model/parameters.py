@@ -119,7 +119,7 @@ def map_declared(fn: Callable[[str, Parameter], Leaf], config: DecoderConfig) ->
     return tree
 
 
-def shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> "Tree[NamedSharding]":
+def shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Tree[NamedSharding]:
     """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
     return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)
 

@@ -28,4 +28,4 @@ def sizes_for_rows(mesh: MeshConfig, devices: int, rows: int) -> dict[str, int]:
 def training_mesh(mesh: MeshConfig, rows: int) -> Mesh | None:
     """The mesh of these sizes over all devices, for batches of so many rows; None on a single device."""
     sizes = sizes_for_rows(mesh, jax.device_count(), rows)
-    return make_mesh(**sizes) if max(sizes.values()) > 1 else None
+    return make_mesh(devices=None, **sizes) if max(sizes.values()) > 1 else None

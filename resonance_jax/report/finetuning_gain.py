@@ -1,12 +1,11 @@
 """What fine-tuning gained: perplexity by length of a base under several encodings, and after fine-tuning."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
 from resonance_jax.evaluate.encoding_sweeps import Subject
 from resonance_jax.evaluate.perplexity_result import Perplexity
-from resonance_jax.files import write_json, write_text
+from resonance_jax.files import FilePath, write_json, write_text
 from resonance_jax.report.labels import FINETUNED
 from resonance_jax.report.length_comparison import differences, protocol_sentences, write_sweeps
 from resonance_jax.report.perplexity import DifferenceRow, FigureRow, doubling, table
@@ -25,7 +24,7 @@ class Gain(TypedDict):
 
 
 def write_gain(
-    folder: Path,
+    folder: FilePath,
     before: Sequence[Subject],
     after: Sequence[Subject],
     results: Mapping[str, Mapping[int, Perplexity]],

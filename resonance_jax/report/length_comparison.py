@@ -1,18 +1,17 @@
 """What evaluate.sweep_each found, written down: rows, differences, a picture, sentences about the text."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from resonance_jax.evaluate.encoding_sweeps import Subject
 from resonance_jax.evaluate.perplexity_result import Perplexity
-from resonance_jax.files import write_text
+from resonance_jax.files import FilePath, write_text
 from resonance_jax.report.perplexity import DifferenceRow, FigureRow, difference, figures, positions
 from resonance_jax.report.plots import perplexity_plot
 from resonance_jax.report.tables import csv_text
 
 
 def write_sweeps(
-    folder: Path,
+    folder: FilePath,
     name: str,
     subjects: Sequence[Subject],
     results: Mapping[str, Mapping[int, Perplexity]],

@@ -35,7 +35,10 @@ short: at 4,096; the NTK rows not at all."""
 
 
 class TaskResult(TypedDict):
-    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about."""
+    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about.
+
+    documents_cut, ended_by_length: questions; None where the predictions do not say.
+    """
 
     task: str
     score: float
@@ -43,41 +46,41 @@ class TaskResult(TypedDict):
     high: float
     questions: int
     questions_of_the_benchmark: int
-    documents_cut: int
-    ended_by_length: int
+    documents_cut: int | None
+    ended_by_length: int | None
 
 
-class Asked(TypedDict):
-    """What a line of a predictions file says of its question, beside the model's answer.
+class Told(TypedDict):
+    """How the answer to one question came about. ended: "eos", "stop" or "length"."""
 
-    gt: the benchmark's answer. ended: why the model's ended, "eos", "stop" or "length".
-    """
-
-    gt: str
     ended: str
     document_tokens: int
     document_tokens_before: int
 
 
-def task_result(task: str, predictions: Sequence[str], asked: Sequence[Asked]) -> TaskResult:
+def task_result(
+    task: str, predictions: Sequence[str], answers: Sequence[str], told: Sequence[Told] | None = None
+) -> TaskResult:
     """The result of one task; the two halves of one of SFiction's questions count as one question.
 
     Args:
         task: its name in data.leval.
-        predictions: the model's answers.
-        asked: what they are answers to.
+        predictions: the model's.
+        answers: the benchmark's.
+        told: how the predictions came about, where that is known.
     """
-    score = leval_scoring.score(task, predictions, [a["gt"] for a in asked])
-    interval = wilson(score / 100 * len(asked), len(asked))
+    score = leval_scoring.score(task, predictions, answers)
+    interval = wilson(score / 100 * len(answers), len(answers))
+    cut = None if told is None else sum(t["document_tokens"] < t["document_tokens_before"] for t in told)
     return {
         "task": task,
         "score": score,
         "low": 100 * interval.low,
         "high": 100 * interval.high,
-        "questions": len(asked),
+        "questions": len(answers),
         "questions_of_the_benchmark": TASKS[task].questions,
-        "documents_cut": sum(a["document_tokens"] < a["document_tokens_before"] for a in asked),
-        "ended_by_length": sum(a["ended"] == "length" for a in asked),
+        "documents_cut": cut,
+        "ended_by_length": None if told is None else sum(t["ended"] == "length" for t in told),
     }
 
 
@@ -127,12 +130,15 @@ def table(name: str, results: Sequence[TaskResult], paper: str | None = None) ->
                 lambda r: f"{gap(r) / 100 * TASKS[r['task']].questions:+.1f}",
             ),
         ]
-    return [
-        *lines,
-        line(
-            "questions (of the benchmark's)",
-            lambda r: f"{r['questions']} ({r['questions_of_the_benchmark']})",
-        ),
-        line("asked about a cut document", lambda r: str(r["documents_cut"])),
-        line("without an end: out of tokens", lambda r: str(r["ended_by_length"])),
+    counts = line(
+        "questions (of the benchmark's)", lambda r: f"{r['questions']} ({r['questions_of_the_benchmark']})"
+    )
+    told = [
+        line("asked about a cut document", lambda r: _count(r["documents_cut"])),
+        line("without an end: out of tokens", lambda r: _count(r["ended_by_length"])),
     ]
+    return [*lines, counts, *(told if any(r["ended_by_length"] is not None for r in results) else [])]
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else str(number)

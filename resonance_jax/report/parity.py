@@ -1,10 +1,10 @@
 """A parity check as rows and as a picture, which show where two programs part."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
+from resonance_jax.files import AnyPath
 from resonance_jax.interop.parity_result import PARTS, Parity, Tap
 from resonance_jax.report.plots import new_figure, save
 
@@ -64,7 +64,7 @@ def phase_rows(parity: Parity) -> list[Row]:
     ]
 
 
-def parity_plot(parity: Parity, path: str | Path) -> None:
+def parity_plot(parity: Parity, path: AnyPath) -> None:
     """Write a PNG: errors by tensor and position, a panel per dtype.
 
     Shown are the first encoding and the longest length, tensors from the embedding down to the logits.

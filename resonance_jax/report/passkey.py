@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
 from resonance_jax.evaluate import passkey
 from resonance_jax.evaluate.binomial import wilson
+from resonance_jax.files import AnyPath
 from resonance_jax.report.plots import blank_figure, save
 
 
@@ -85,7 +85,7 @@ def table(cells: Sequence[ModelCell]) -> list[dict[str, str | int | None]]:
     return lines
 
 
-def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
+def heat_map(table: Sequence[Row], path: AnyPath, title: str) -> None:
     """Write a PNG: the share of keys found, depth against length, a panel per encoding. table: of `rows`.
 
     Resonance encodings come last; when there are as many of them as of others, each stands below its base.
@@ -106,12 +106,13 @@ def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
     axes = figure.subplots(panels, columns, squeeze=False)
     for axis in axes.flat[len(encodings) :]:
         axis.set_visible(False)
+    images = []
     for index, (axis, encoding) in enumerate(zip(axes.flat, encodings, strict=False)):
         shares = np.full((len(depths), len(lengths)), np.nan)
         for row in table:
             if row["encoding"] == encoding:
                 shares[depths.index(row["depth"]), lengths.index(row["length"])] = 100 * row["share"]
-        image = axis.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        images.append(axis.imshow(shares, vmin=0, vmax=100, cmap="viridis", aspect="auto"))
         for (y, x), share in np.ndenumerate(shares):
             if np.isfinite(share):
                 colour = "black" if share > 60 else "white"
@@ -126,7 +127,7 @@ def heat_map(table: Sequence[Row], path: str | Path, title: str) -> None:
             axis.set_ylabel("depth of the key", fontsize=9)
         if index + columns >= len(encodings):
             axis.set_xlabel("prompt (tokens)", fontsize=9)
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), fraction=0.03, pad=0.01)
+    bar = figure.colorbar(images[0], ax=axes.ravel().tolist(), fraction=0.03, pad=0.01)
     bar.set_label("keys found (%)", fontsize=9)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

@@ -10,7 +10,6 @@ All without the attention factor, against float64.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import jax
@@ -19,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float32, Float64, Int, Integer
 
 from resonance_jax import rope
-from resonance_jax.report.plots import legend_below, mark, new_figure, save, style
+from resonance_jax.files import AnyPath
+from resonance_jax.parallel.mesh import Device
+from resonance_jax.report.plots import Style, legend_below, mark, new_figure, save, style
 
 _MARKERS = "osD^vP*X"
 
@@ -95,7 +96,7 @@ def doubling_positions(last: int) -> list[int]:
 def phase_error_rows(
     tables: Mapping[str, rope.Frequencies],
     positions: Sequence[int],
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
 ) -> list[ErrorRow]:
     """The largest error in cos and in sin, over all pairs and the 256 positions below each position.
 
@@ -119,22 +120,22 @@ def phase_error_rows(
                     for ours, true in zip(got, exact_cos_sin(freqs, every), strict=True)
                 ]
                 rows += [
-                    {
-                        "encoding": label,
-                        "way": way,
-                        "dtype": dtype,
-                        "backend": device.platform,
-                        "device": device.device_kind,
-                        "position": position,
-                        "cos_error": float(errors[0][i]),
-                        "sin_error": float(errors[1][i]),
-                    }
+                    ErrorRow(
+                        encoding=label,
+                        way=way,
+                        dtype=dtype,
+                        backend=device.platform,
+                        device=device.device_kind,
+                        position=position,
+                        cos_error=float(errors[0][i]),
+                        sin_error=float(errors[1][i]),
+                    )
                     for i, position in enumerate(positions)
                 ]
     return rows
 
 
-def default_devices() -> list[jax.Device]:
+def default_devices() -> list[Device]:
     """The default device and, where that is another kind, a CPU."""
     first = jax.local_devices()[0]
     return [first] if first.platform == "cpu" else [first, *jax.local_devices(backend="cpu")[:1]]
@@ -151,7 +152,7 @@ def table(rows: Sequence[ErrorRow], positions: Sequence[int]) -> list[dict[str, 
     return list(lines.values())
 
 
-def phase_error_plot(rows: Sequence[ErrorRow], path: str | Path) -> None:
+def phase_error_plot(rows: Sequence[ErrorRow], path: AnyPath) -> None:
     """Write a PNG: error against position, a panel per way, a line per encoding. rows: of one backend."""
     figure, axes = new_figure(len(WAYS), width=4.4, height=4.4)
     for axis, way in zip(axes, WAYS, strict=True):
@@ -162,9 +163,12 @@ def phase_error_plot(rows: Sequence[ErrorRow], path: str | Path) -> None:
             line = [row for row in own if row["encoding"] == label]
             error = [max(row["cos_error"], row["sin_error"]) for row in line]
             # Many lines coincide: each has its own markers, where the others have none.
-            marks = {"marker": _MARKERS[number % len(_MARKERS)], "markevery": (number, len(labels))}
-            look = style(label) | marks | {"markersize": 6}
-            axis.plot([row["position"] for row in line], error, label=label, **look)
+            marks: Style = {
+                "marker": _MARKERS[number % len(_MARKERS)],
+                "markevery": (number, len(labels)),
+                "markersize": 6,
+            }
+            axis.plot([row["position"] for row in line], error, label=label, **(style(label) | marks))
             ticks = [row["position"] for row in line][::4]
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -1,22 +1,34 @@
 """Pictures: readable labels, colours that survive colour blindness, one idea per panel."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from jaxtyping import Float
 
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
-from resonance_jax.files import atomic
+from resonance_jax.files import AnyPath, atomic
 from resonance_jax.report.labels import FINETUNED, SWAPPED
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-Style = dict[str, str | float | None]
-"""Keyword arguments of a matplotlib line."""
+
+class Style(TypedDict, total=False):
+    """Keyword arguments of a matplotlib line."""
+
+    color: str
+    linestyle: str
+    linewidth: float
+    marker: str | None
+    markersize: float
+    markerfacecolor: str
+    markevery: tuple[int, int]
+    alpha: float
+    zorder: float
+
+
 Sweeps = Mapping[str, Mapping[int, Perplexity]]
 """label -> {length: Perplexity}, as evaluate.sweep gives them."""
 Panels = Mapping[str, Mapping[str, Float[np.ndarray, "seeds points"]]]
@@ -37,11 +49,15 @@ COLOURS = {
 }
 
 
+def colour(label: str) -> str:
+    """The colour of a label's method."""
+    return COLOURS.get(label.split(",")[0].removeprefix("Resonance "), "#777777")
+
+
 def style(label: str) -> Style:
     """Line style of a label: colour by method, dashed for Resonance, a marker for a changed model."""
-    method = label.split(",")[0].removeprefix("Resonance ")
     return {
-        "color": COLOURS.get(method, "#777777"),
+        "color": colour(label),
         "linestyle": "--" if label.startswith("Resonance") else "-",
         "marker": "o" if FINETUNED in label else "x" if SWAPPED in label else None,
         "markersize": 4,
@@ -71,7 +87,7 @@ def new_figure(
     return figure, axes
 
 
-def save(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
+def save(figure: "matplotlib.figure.Figure", path: AnyPath) -> None:
     """Write a figure as a PNG, whole or not at all."""
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
@@ -79,7 +95,7 @@ def save(figure: "matplotlib.figure.Figure", path: str | Path) -> None:
 
 def perplexity_plot(
     results: Sweeps,
-    path: str | Path,
+    path: AnyPath,
     train_length: int | None = None,
     title: str = "",
     unit: str = "token",
@@ -101,7 +117,7 @@ def perplexity_plot(
         some = longest.position_scored > 0
         mean = np.exp(longest.position_nll[some] / longest.position_scored[some])
         centre = (np.flatnonzero(some) + 0.5) * BIN
-        right.plot(centre, mean, **{**style(label), "marker": None})
+        right.plot(centre, mean, **(style(label) | {"marker": None}))
     left.set_xlabel(f"context length ({unit}s)")
     right.set_xlabel(f"position in the context ({unit}s), bins of {BIN}")
     left.set_ylabel(f"perplexity per {unit}, to that length")
@@ -116,9 +132,7 @@ def perplexity_plot(
     save(figure, path)
 
 
-def perplexity_panels(
-    results: Mapping[str, Sweeps], path: str | Path, train_length: int | None = None
-) -> None:
+def perplexity_panels(results: Mapping[str, Sweeps], path: AnyPath, train_length: int | None = None) -> None:
     """Write a PNG: perplexity against length, a panel per corpus, a line per label (the paper's Figure 4)."""
     figure, axes = new_figure(len(results), width=5.6, height=4.6)
     for axis, (corpus, by_label) in zip(axes, results.items(), strict=True):
@@ -198,7 +212,7 @@ def _band(
     mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
     axis.plot(x, mean, label=label, **style(label))
     high = np.minimum(mean + deviation, most)
-    axis.fill_between(x, mean - deviation, high, color=style(label)["color"], alpha=0.12, lw=0)
+    axis.fill_between(x, mean - deviation, high, color=colour(label), alpha=0.12, lw=0)
 
 
 def _by_task(panels: Panels, title: str) -> "tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]":
@@ -212,7 +226,7 @@ def _by_task(panels: Panels, title: str) -> "tuple[matplotlib.figure.Figure, lis
 
 def accuracy_by_position_plot(
     panels: Panels,
-    path: str | Path,
+    path: AnyPath,
     first: int,
     train_length: int,
     ceilings: Mapping[str, tuple[float, float]],
@@ -246,7 +260,7 @@ def accuracy_by_position_plot(
 
 
 def validation_loss_plot(
-    panels: Panels, path: str | Path, epochs: Float[np.ndarray, "evaluations"], title: str = ""
+    panels: Panels, path: AnyPath, epochs: Float[np.ndarray, "evaluations"], title: str = ""
 ) -> None:
     """Write a PNG: validation loss against epochs (the Resonance paper's Figure 3), a panel per task.
 
@@ -256,6 +270,8 @@ def validation_loss_plot(
         epochs: when each evaluation was.
         title: above the panels.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _by_task(panels, title)
     for axis, lines in zip(axes, panels.values(), strict=True):
         for label, values in lines.items():
@@ -264,6 +280,6 @@ def validation_loss_plot(
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
     for axis in axes:
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
     save(figure, path)

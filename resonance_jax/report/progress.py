@@ -31,7 +31,7 @@ class Progress:
 
     def __init__(
         self, label: str, formats: Formats | None = None, stream: TextIO | None = None, every: float = 10.0
-    ):
+    ) -> None:
         self.label, self.formats, self.every = label, formats or {}, every
         self.stream = sys.stdout if stream is None else stream
         self.live = self.stream.isatty()

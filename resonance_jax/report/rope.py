@@ -5,7 +5,6 @@
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypedDict, TypeVar
 
 import jax
@@ -13,7 +12,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from resonance_jax import rope
-from resonance_jax.report.plots import Style, legend_below, mark, new_figure, save, style
+from resonance_jax.files import AnyPath
+from resonance_jax.report.plots import Style, colour, legend_below, mark, new_figure, save, style
 
 Tables = Mapping[str, rope.Frequencies]
 """The encodings, by label."""
@@ -58,14 +58,14 @@ def pair_rows(tables: Tables, train_length: int, length: int) -> list[PairRow]:
     for label, freqs in tables.items():
         wavelength, gap = rope.wavelengths(freqs), rope.feature_gap(freqs, train_length, length)
         rows += [
-            {
-                "encoding": label,
-                "pair": pair,
-                "wavelength": float(wavelength[pair]),
-                "inv_freq": float(freqs.inv_freq64[pair]),
-                "pre_critical": bool(wavelength[pair] <= train_length),
-                "feature_gap": float(gap[pair]),
-            }
+            PairRow(
+                encoding=label,
+                pair=pair,
+                wavelength=float(wavelength[pair]),
+                inv_freq=float(freqs.inv_freq64[pair]),
+                pre_critical=bool(wavelength[pair] <= train_length),
+                feature_gap=float(gap[pair]),
+            )
             for pair in range(len(gap))
         ]
     return rows
@@ -165,7 +165,7 @@ def _by_encoding(rows: list[Row]) -> dict[str, list[Row]]:
     return grouped
 
 
-def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+def wavelength_plot(rows: list[PairRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the wavelength of every pair, the critical dimension of each encoding marked.
 
     rows: of pair_rows(). train_length, length: marked, in positions.
@@ -177,7 +177,7 @@ def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, le
         look = _line(label)
         name = f"{label} ({critical} of {len(own)})"
         axis.plot([row["pair"] for row in own], wavelength, label=name, **look)
-        axis.plot(critical - 0.5, train_length, "D", color=look["color"], markersize=6, zorder=4)
+        axis.plot(critical - 0.5, train_length, "D", color=colour(label), markersize=6, zorder=4)
     for positions, name in ((train_length, "training length"), (length, "longest length")):
         axis.axhline(positions, color="#555555", linewidth=1, linestyle=":")
         text = {"xytext": (0, 3), "textcoords": "offset points", "fontsize": 8, "color": "#555555"}
@@ -192,7 +192,7 @@ def wavelength_plot(rows: list[PairRow], path: str | Path, train_length: int, le
     save(figure, path)
 
 
-def decay_plot(rows: list[DecayRow], path: str | Path, train_length: int) -> None:
+def decay_plot(rows: list[DecayRow], path: AnyPath, train_length: int) -> None:
     """Write a PNG: attention score against distance. rows: of decay_rows()."""
     figure, (axis,) = new_figure(1, width=7.2, height=5.0)
     for label, own in _by_encoding(rows).items():
@@ -208,7 +208,7 @@ def decay_plot(rows: list[DecayRow], path: str | Path, train_length: int) -> Non
     save(figure, path)
 
 
-def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: int) -> None:
+def gap_plot(rows: list[PairRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the feature gap of every pair (Resonance paper eq. 8), zero included.
 
     rows: of pair_rows() with the same lengths, in positions.
@@ -218,9 +218,9 @@ def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: i
     for label, own in _by_encoding(rows).items():
         gap = np.array([row["feature_gap"] for row in own])
         smallest = min([smallest, *gap[gap > 0]])
-        look = {**style(label), "marker": "o" if label.startswith("Resonance") else ".", "linewidth": 1.0}
+        look = style(label) | {"marker": ".", "linewidth": 1.0}
         if label.startswith("Resonance"):
-            look |= {"markerfacecolor": "none", "markersize": 5}
+            look |= {"marker": "o", "markerfacecolor": "none", "markersize": 5}
         axis.plot([row["pair"] for row in own], gap, label=label, **look)
     lowest = 10.0 ** np.floor(np.log10(smallest))
     axis.set_yscale("symlog", linthresh=lowest, linscale=0.5)
@@ -238,7 +238,7 @@ def gap_plot(rows: list[PairRow], path: str | Path, train_length: int, length: i
     save(figure, path)
 
 
-def angle_plot(rows: list[AngleRow], path: str | Path, train_length: int, length: int) -> None:
+def angle_plot(rows: list[AngleRow], path: AnyPath, train_length: int, length: int) -> None:
     """Write a PNG: the angles of one pair at seen and unseen positions, a circle per encoding.
 
     As the Resonance paper's Figure 1. rows: of angle_rows() with the same lengths; encodings without and with

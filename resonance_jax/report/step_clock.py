@@ -14,7 +14,7 @@ class StepClock:
     The first call compiles, so that only what follows it counts. runs: how many are trained at once.
     """
 
-    def __init__(self, runs: int):
+    def __init__(self, runs: int) -> None:
         self.runs, self.began, self.evaluating = runs, time.monotonic(), 0.0
         self.first: tuple[int, float] | None = None
         self.last = (0, self.began)

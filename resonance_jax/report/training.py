@@ -1,16 +1,16 @@
 """A training run as a picture of its loss, step by step, and as a few figures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 
+from resonance_jax.files import AnyPath
 from resonance_jax.report.plots import new_figure, save
 
 History = Sequence[Mapping[str, float]]
 """One record per logged step or evaluation (train.loop); those of steps have a "loss"."""
 
 
-def loss_plot(history: History, path: str | Path, title: str = "") -> None:
+def loss_plot(history: History, path: AnyPath, title: str = "") -> None:
     """Write a PNG of loss and gradient norm against the step."""
     records = [record for record in history if "loss" in record]
     steps = [record["step"] for record in records]

@@ -45,7 +45,7 @@ class Checkpoints:
         keep: how many of the newest stay, at least 1.
     """
 
-    def __init__(self, directory: AnyPath, made_by: Identity, keep: int = 2):
+    def __init__(self, directory: AnyPath, made_by: Identity, keep: int = 2) -> None:
         import orbax.checkpoint as ocp
         from etils import epath
 
@@ -97,6 +97,7 @@ class Checkpoints:
 
     def _state_checksums(self) -> None:
         """Called by Orbax, on the first process, when a step's files are written but not yet committed."""
+        assert self._saving is not None
         steps = self._ocp.path.step
         folder = steps.find_step_path(
             self._path, steps.standard_name_format(), step=self._saving, include_uncommitted=True

@@ -27,7 +27,7 @@ class TrainConfig:
     mapped: str = "auto"
     save_seconds: float = 30.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)
         check_whole("micro", self.micro, 0)
         check_whole("steps_per_call", self.steps_per_call, 1)

@@ -4,10 +4,9 @@ import hashlib
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
-from resonance_jax.files import AnyPath, as_path, is_remote, write_text
+from resonance_jax.files import AnyPath, FilePath, as_path, is_remote, write_text
 
 Record = dict[str, Any]
 """One line of the log, see run_loop; a loss that is not finite is written as NaN or Infinity."""
@@ -32,7 +31,7 @@ class History:
         ValueError: the file does not hold what `stated` is the digest of.
     """
 
-    def __init__(self, path: AnyPath | None, step: int, stated: str | None = None):
+    def __init__(self, path: AnyPath | None, step: int, stated: str | None = None) -> None:
         self.records = [] if path is None else _read_until(as_path(path), step)
         if path is not None and stated not in (None, self.digest()):
             raise ValueError(
@@ -77,7 +76,7 @@ def _lines(records: list[Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def _read_until(path: Path, step: int) -> list[Record]:
+def _read_until(path: FilePath, step: int) -> list[Record]:
     """The records up to `step`: what was logged after the last checkpoint will be logged again."""
     if not path.exists():
         return []

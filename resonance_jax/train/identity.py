@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from operator import attrgetter
 from typing import Any, TypeAlias, TypedDict
 
 import jax
@@ -20,6 +19,7 @@ from jaxtyping import Array, Int, PyTree
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.lowering import default_precision
 from resonance_jax.parallel.mesh import sharding
 from resonance_jax.train.batches import Reader
 from resonance_jax.train.config import TrainConfig
@@ -53,7 +53,7 @@ def identity(
     own = {
         "optimizer": training.optimizer.identity(training.steps),
         "decoder": decoder,
-        "precision of products": str(attrgetter("jax_default_matmul_precision")(jax.config)),
+        "precision of products": default_precision(),
         **settings,
         "meta": meta or {},
     }

@@ -41,7 +41,7 @@ class Evaluator:
     every: int
     fn: Callable[[Any], dict[str, Any]]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("every", self.every, 1)
 
 
@@ -156,7 +156,7 @@ def run_loop(
 class _Failures:
     """Says once of each of several runs that it has failed, in the history and as a warning."""
 
-    def __init__(self, history: History):
+    def __init__(self, history: History) -> None:
         self._history = history
         self._known = {run for record in history.records for run in record.get("failed", ())}
 

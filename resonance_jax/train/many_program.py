@@ -168,7 +168,7 @@ class ManyRunsProgram:
         training: TrainConfig,
         examples: Batch | None = None,
         params: Params | None = None,
-    ):
+    ) -> None:
         if not isinstance(freqs, rope.Frequencies):
             freqs = stack_frequencies(freqs)
         runs, encodings = len(seeds), len(freqs.wavelength)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from resonance_jax.parallel.mesh import Device
+
 
 def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
     """Bytes per device that a compiled program takes: (arguments and results, temporaries).
@@ -20,7 +22,7 @@ def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
     )
 
 
-def free(devices: Sequence[jax.Device]) -> int | None:
+def free(devices: Sequence[Device]) -> int | None:
     """Bytes free on each of the devices, of which host devices share the host's; None: the system does not
     say."""
     limits = [device.memory_stats() for device in devices]

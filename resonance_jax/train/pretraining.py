@@ -1,7 +1,6 @@
 """A short training of a fresh decoder under the encoding that it states, before it is fine-tuned."""
 
-from pathlib import Path
-
+from resonance_jax.files import AnyPath
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.settings.optimizer import OptimizerConfig
 from resonance_jax.settings.pretraining import PretrainConfig
@@ -15,7 +14,7 @@ def pretrain(
     lm: Decoder,
     batches: Batches,
     config: PretrainConfig,
-    run_dir: str | Path,
+    run_dir: AnyPath,
     save_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> Decoder:

@@ -23,7 +23,7 @@ class Rows:
         ValueError: there is no row, or a batch would hold none.
     """
 
-    def __init__(self, count: int, batch_size: int, seeds: Sequence[int]):
+    def __init__(self, count: int, batch_size: int, seeds: Sequence[int]) -> None:
         if count < 1 or batch_size < 1:
             raise ValueError(f"expected at least one row and one a batch, got {count} and {batch_size}.")
         self.count, self.batch_size, self.seeds = count, batch_size, tuple(seeds)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Params
+from resonance_jax.model.decoder import Params, Weights
 from resonance_jax.model.parameters import map_declared, shardings
 from resonance_jax.rope import Frequencies
 from resonance_jax.settings.lora import LoraConfig
@@ -43,7 +43,7 @@ class RunProgram:
         training: TrainConfig,
         mesh: Mesh | AbstractMesh | None = None,
         lora: LoraConfig | None = None,
-    ):
+    ) -> None:
         self.config, self.mesh, self.lora = config, mesh, lora
         self.dtype = jnp.promote_types(jnp.float32, config.dtype)
         self.tx = make_optimizer(training.optimizer, training.steps)
@@ -107,7 +107,7 @@ class RunProgram:
     def _first(self, trained: Trained, seed: int | UInt32[Array, ""]) -> TrainState:
         return new_state(trained, self.tx, jax.random.fold_in(jax.random.key(seed), 1))
 
-    def _adapted(self, trained: Trained, frozen: Frozen, lora: LoraConfig) -> PyTree[Float[Array, "..."]]:
+    def _adapted(self, trained: Trained, frozen: Frozen, lora: LoraConfig) -> Weights:
         params = adapters.unflatten({**frozen, **trained["whole"]})
         return adapters.adapt(params, trained["adapters"], lora)
 

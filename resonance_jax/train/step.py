@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Params, head, hidden_states
+from resonance_jax.model.decoder import Weights, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import constrain
 from resonance_jax.rope import Frequencies
@@ -41,7 +41,7 @@ Trained = PyTree[Float[Array, "..."]]
 Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""], Trained]
 """(summed loss, scored positions, gradient of the sum)."""
 
-ToDecoder = Callable[[Trained], PyTree[Float[Array, "..."]]]
+ToDecoder = Callable[[Trained], Weights]
 """Makes the decoder's params of what is trained."""
 
 
@@ -76,7 +76,7 @@ def with_labels(batch: Batch) -> dict[str, Int[Array | np.ndarray, "B T"]]:
 
 def summed_loss(
     config: DecoderConfig,
-    params: Params,
+    params: Weights,
     batch: Batch,
     freqs: Frequencies,
     key: Key[Array, ""] | None = None,
@@ -91,7 +91,7 @@ def summed_loss(
     x = hidden_states(config, params, batch["tokens"], freqs, segment_ids=batch.get("segment_ids"), key=key)
     # Every position is scored, one without a label against nothing: T stays what a mesh can cut.
     nll = linear_cross_entropy(x, head(config, params), batch["labels"], ignore=IGNORE)
-    return nll.sum(), (batch["labels"] != IGNORE).sum().astype(nll.dtype)
+    return nll.sum(), jnp.sum(batch["labels"] != IGNORE).astype(nll.dtype)
 
 
 def gradients(

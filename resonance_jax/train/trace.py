@@ -15,7 +15,7 @@ class Trace:
     context ends a trace that has begun. JAX writes local files; for an object store they are uploaded then.
     """
 
-    def __init__(self, folder: AnyPath, count: int):
+    def __init__(self, folder: AnyPath, count: int) -> None:
         self._folder, self._count, self._seen, self._temporary = as_path(folder), count, 0, None
         self._running = False
 

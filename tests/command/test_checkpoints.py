@@ -2,23 +2,32 @@
 
 import pytest
 
+from resonance_jax import interop, model
 from resonance_jax.command.checkpoints import encodings_of, named_checkpoints, scale_note
 from resonance_jax.rope import RopeSpec
 
 OWN = RopeSpec("yarn", head_dim=16, scale=2.0, train_length=32)
 
 
-def test_names_of_checkpoints(tmp_path):
-    (tmp_path / "small").mkdir()
-    path = str(tmp_path / "small")
-    assert named_checkpoints([path, f"other={path}"]) == {"small": path, "other": path}
+@pytest.fixture
+def small(tmp_path):
+    folder = tmp_path / "lr=0.1" / "small=1"
+    lm = model.Decoder(model.PRESETS["tiny"], rope=RopeSpec(head_dim=64, train_length=32))
+    interop.save_hf(lm, folder)
+    return folder
+
+
+def test_what_exists_is_a_path_and_a_name_ends_at_the_first_equals_sign(small):
+    named = named_checkpoints([str(small), f"other={small}"])
+    assert {name: checkpoint.path for name, checkpoint in named.items()} == {"small=1": small, "other": small}
+    with pytest.raises(ValueError, match="two checkpoints share the name 'small=1'"):
+        named_checkpoints([str(small), f"{small}/"])
 
 
 @pytest.mark.parametrize(
     ("entries", "sentence"),
     [
         ([], "no checkpoint to score"),
-        (["a=/x", "a=/y"], "two checkpoints share a name"),
         (["a=/nowhere"], "checkpoint a: /nowhere is not a directory"),
     ],
 )

@@ -34,9 +34,11 @@ def test_codes(run, code, said, capsys):
     assert said in err and "Traceback" not in err
 
 
-def test_a_defect_keeps_its_traceback():
-    """What neither our packages nor the user's input raised is no sentence for the user."""
-    with pytest.raises(ValueError, match="invalid literal"):
-        guarded(lambda _: int("x"), None)
-    with pytest.raises(ZeroDivisionError):
-        guarded(lambda _: 1 / 0, None)
+@pytest.mark.parametrize(
+    ("run", "raised"), [(lambda _: int("x"), "invalid literal"), (lambda _: 1 / 0, "zero")]
+)
+def test_a_defect_keeps_its_traceback_and_has_a_code_of_its_own(run, raised, capsys):
+    """What neither our packages nor the user's input raised is no sentence for the user, and no verdict."""
+    assert guarded(run, None) == 70
+    said = capsys.readouterr().err
+    assert raised in said and "Traceback" in said and "please report it" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 
 import pytest
@@ -27,6 +28,16 @@ class Config:
 
 
 PRESETS = {"one": ("The first.", Config(steps=5, adapters=LoraConfig(rank=3))), "two": ("Another.", Config())}
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """A command in this process changes what Ctrl-C does; the tests' own way comes back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def parsed(monkeypatch, *arguments: str, config=PRESETS) -> tuple[Config | None, int]:
@@ -96,6 +107,7 @@ def test_a_run_folder_belongs_to_one_config(tmp_path):
     folder = open_run("study", config)
     assert json.loads((folder / "config.json").read_text())["lora_rank"] == 16
     assert open_run("study", config) == folder
+    (folder / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"another config \(lora_rank: 16 there, 2 here, lr: 2e-05 there"):
         open_run("study", with_options(config, lora_rank=2, lr=1.0))
 

@@ -1,6 +1,9 @@
 """What a run folder remembers."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +28,37 @@ def test_a_folder_states_the_config_that_it_was_made_with(tmp_path):
     assert stated_config(tmp_path / "none", Config) is None
     folder = open_run("study", Config(steps=7, run_dir=str(tmp_path / "run")))
     assert stated_config(folder, Config) == Config(steps=7)
+
+
+def test_a_folder_is_another_configs_once_something_was_computed(tmp_path):
+    first, second = (Config(steps, str(tmp_path / "run")) for steps in (3, 4))
+    open_run("study", first)
+    folder = open_run("study", second)  # nothing was computed under the first one
+    assert stated_config(folder, Config) == Config(steps=4)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"another config \(steps: 4 there, 3 here\)"):
+        open_run("study", first)
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    folder = open_run("study", Config(run_dir=str(tmp_path / "run")))
+    code = """
+import pathlib, sys
+from resonance_jax.command.run_lock import hold
+hold(pathlib.Path(sys.argv[1]))
+"""
+    other = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert f"is in use by process {os.getpid()} on" in other.stderr
+
+
+def test_a_damaged_config_is_one_sentence_where_something_was_computed(tmp_path):
+    folder = open_run("study", Config(run_dir=str(tmp_path / "run")))
+    (folder / "config.json").write_text('{"steps": ')
+    open_run("study", Config(run_dir=str(folder)))
+    (folder / "config.json").write_text('{"steps": ')
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        open_run("study", Config(run_dir=str(folder)))
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -211,14 +211,20 @@ def test_loyalty_and_fact_count_half_each():
         ("17", "7", 0),  # two numbers must be equal
         ("17 apples", "7", 1),  # but a number may hide in a text
         ("The ANSWER  is", "answeris", 1),
-        ("x\nlong line\nkey", "key", 0),  # only the first line of more than one character counts
-        ("x\nkey line", "key", 1),
+        ("long line\nanother\nk ey", "key", 1),  # in any line
         ("abc", "a", 0),  # an article as key leaves nothing: only ...
         ("", "the", 1),  # ... an empty prediction equals it
     ],
 )
 def test_matching(extracted, expected, credit):
     assert leval_scoring.match(extracted, expected) == credit
+
+
+def test_the_slow_tokenizers_space_is_seen_by_some_rules():
+    stored = " AC [/INST] Answer: D."
+    assert leval_scoring.without_slow_space(stored) == stored[1:]
+    assert leval_scoring.without_slow_space("A  ") == "A  "
+    assert right("coursera", stored, "AC") != right("coursera", stored[1:], "AC") == 1
 
 
 def test_the_end_mark_is_deleted():

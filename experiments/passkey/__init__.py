@@ -1,0 +1,62 @@
+"""Passkey retrieval: how far, and how deep, an encoding lets a model find a number hidden in text.
+
+    python -m experiments.passkey cpu
+    python -m experiments.passkey checkpoint --checkpoints PATH --encodings own yarn resonance-yarn
+
+Stop it at any time: the same command goes on with the next cell. configs/passkey.py has every setting.
+"""
+
+from __future__ import annotations
+
+from configs.passkey import Config
+from resonance_jax.command import kept_result, open_run, use_every_core
+from resonance_jax.command.bounds import check_at_least, check_some
+
+
+def run(config: Config) -> None:
+    """Ask what is missing, then print the table."""
+    from experiments.passkey.study import Checkpoints
+    from experiments.passkey.trained import Trained
+    from resonance_jax.report.tables import print_table
+
+    _check(config)
+    use_every_core()
+    study = Checkpoints(config) if config.checkpoints else Trained(config)
+    folder = open_run("passkey", config)
+    identity = study.identity()
+    result = kept_result(folder / "passkey.json", identity) or study.result(folder, identity)
+    print_table(result["table"], heading(config))
+    print(f"{folder}/passkey.png  {folder}/passkey.csv")
+
+
+def heading(config: Config) -> str:
+    """The title of the printed table."""
+    many = "; lowest and highest model in parentheses" if len(config.seeds) > 1 else ""
+    return f"Keys found (%), template {config.template}, by prompt tokens, all depths{many}"
+
+
+def _check(config: Config) -> None:
+    """Raise ValueError before anything is read or made."""
+    from resonance_jax.evaluate import passkey
+
+    passkey.template(config.template)
+    check_some(config, "encodings", "lengths", "depths")
+    check_at_least(config, 1, "lengths", "trials", "scale", "train_length", "batch_size")
+    check_at_least(config, 0, "depths", "seed", "seeds")
+    if max(config.depths) > 1:
+        raise ValueError(f"--depths must be at most 1, got {max(config.depths)}.")
+    if config.checkpoints:
+        return
+    if not config.seeds:
+        raise ValueError("give --checkpoints PATH, or take the preset cpu, which trains small models.")
+    check_some(config, "stages")
+    check_at_least(config, 1, "stages", "stage_steps", "stage_rows", "questions")
+    check_at_least(config, 1, "d_model", "n_layers", "head_dim")
+    check_at_least(config, 0, "finetune_steps", "lr", "finetune_lr")
+    if "own" in config.encodings or config.train_length != config.stages[-1]:
+        raise ValueError(
+            "models trained here have no encoding of their own, and their L is the last of --stages: give "
+            f"--encodings by name and --train-length {config.stages[-1]}."
+        )
+    if not len(config.stages) == len(config.stage_steps) == len(config.stage_rows):
+        raise ValueError("--stages, --stage-steps and --stage-rows must be as many.")
