@@ -10,6 +10,7 @@ Exit code 0: every tensor agrees; 1: one does not, and the first of them is name
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,11 @@ def _check(config: Config) -> None:
     for name in (config.checkpoint, config.reference):
         if name not in (None, "random") and not Path(name).is_dir():
             raise ValueError(f"{name} is not a directory; expected one with config.json and *.safetensors.")
-    if min((*config.lengths, *config.positions), default=0) <= 0:
+    asked = (*config.lengths, *config.positions)
+    if not asked or not all(0 < length < math.inf for length in asked):
         raise ValueError("--lengths and --positions must be positive, and there must be one.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}, got {config.seed}.")
 
 
 def _checkpoint(config: Config, folder: Path) -> str:

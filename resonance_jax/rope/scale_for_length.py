@@ -38,5 +38,7 @@ def restate_for_length(
                     f"{name!r} needs a scale (the paper's s), and nothing states the training length that a "
                     "scale could be derived from; give either."
                 )
+            if trained < 1:
+                raise ValueError(f"train_length must be at least 1 position, got {trained}.")
             scale = max(1.0, length / trained)
     return restate(own, name, scale=scale, train_length=train_length)

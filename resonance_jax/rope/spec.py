@@ -19,6 +19,10 @@ _COMMON: dict[str, Kind] = {
 """The settings that every RopeSpec has."""
 
 
+MOST_POSITIONS = 2**31
+"""Positions are 32-bit integers."""
+
+
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class RopeSpec:
     """A RoPE encoding as its user states it: frozen, comparable, hashable, and plain Python inside.
@@ -173,6 +177,11 @@ def _check(spec: RopeSpec) -> None:
         raise ValueError(f"base must be greater than 1, got {spec.base}.")
     if spec.train_length is not None and spec.train_length < 1:
         raise ValueError(f"train_length must be at least 1 position, got {spec.train_length}.")
+    if spec.scale * (spec.train_length or 1) > MOST_POSITIONS:
+        raise ValueError(
+            f"scale times train_length must be at most {MOST_POSITIONS:,} positions, got {spec.scale:g} "
+            f"times {spec.train_length or 1}."
+        )
     if spec.train_length is None and record.takes_train_length:
         raise ValueError(
             f"method {spec.method!r} needs train_length, the length that the model was trained at."
