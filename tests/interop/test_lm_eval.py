@@ -191,8 +191,10 @@ def test_chat_templates_are_applied_and_their_special_tokens_are_tokens(checkpoi
     from resonance_jax.interop.lm_eval import ResonanceLM
 
     template = (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-        "[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     chat = shutil.copytree(checkpoint, tmp_path / "chat")
     (chat / "chat_template.jinja").write_text(template)
