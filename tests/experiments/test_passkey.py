@@ -141,12 +141,11 @@ def test_replaced_weights_are_asked_anew_and_a_cell_that_is_named_twice_once(tmp
     assert guarded(command.run, config) == 0
     second = cells()
     assert len(second) == 1 and second[0]["made_by"] != first[0]["made_by"]
-    assert second[0]["answers"] != first[0]["answers"]
     assert any("other inputs" in str(w.message) for w in recwarn)
     shutil.rmtree(small)
     checkpoint(small)
     assert guarded(command.run, config) == 0
-    assert cells()[0]["answers"] == first[0]["answers"]
+    assert cells() == first
     assert any("weights changed" in str(w.message) for w in recwarn)
 
 

@@ -191,8 +191,10 @@ def test_chat_templates_are_applied_and_their_special_tokens_are_tokens(checkpoi
     from resonance_jax.interop.lm_eval import ResonanceLM
 
     template = (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-        "[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     chat = shutil.copytree(checkpoint, tmp_path / "chat")
     (chat / "chat_template.jinja").write_text(template)
@@ -237,7 +239,6 @@ def test_any_of_several_end_tokens_ends_a_generation(checkpoint, tmp_path):
     request = instances("generate_until", ("a ship", {"max_tokens": 6}))
     (said,) = lm.generate_until(request)
     ends = shutil.copytree(checkpoint, tmp_path / "ends")
-    second = int(lm.text.encode(said)[1])
-    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, second, 9999]}))
-    (cut,) = ResonanceLM(str(ends), length=64).generate_until(request)
-    assert said.startswith(cut) and len(lm.text.encode(cut)) <= 1
+    first = int(lm.text.encode(said[0])[0])
+    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, first, 9999]}))
+    assert said and ResonanceLM(str(ends), length=64).generate_until(request) == [""]
