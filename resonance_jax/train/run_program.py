@@ -49,8 +49,8 @@ class RunProgram:
         self.dtype = jnp.promote_types(jnp.float32, config.dtype)
         self.tx = make_optimizer(training.optimizer, training.steps)
         self.everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        trained = jax.eval_shape(self._trained, self._abstract_params(), np.uint32(0))
-        state = jax.eval_shape(self._first, trained, np.uint32(0))
+        trained = jax.eval_shape(functools.partial(self._trained, seed=0), self._abstract_params())
+        state = jax.eval_shape(self._first, trained, 0)
         where = None if mesh is None else self._shardings(state)
         self.like: TrainState = state if where is None else jax.tree.map(_placed, state, where)
         decoder = None if lora is None else self._adapted

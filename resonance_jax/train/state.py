@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +20,7 @@ class TrainState:
     params: PyTree[Float[Array, "..."]]
     opt_state: optax.OptState
     step: Int[Array, "*E"]
-    key: Key[Array, "*E"]
+    key: PRNGKeyArray
 
 
 def new_state(

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from configs.quickstart import Config as Quickstart
-from experiments.finetune.inputs import gather
 from experiments.finetune import run
+from experiments.finetune.inputs import gather
 from resonance_jax import interop, model, rope, train
 from resonance_jax.command import guarded, options_of, with_options
 from resonance_jax.files import read_json, write_json
