@@ -41,6 +41,12 @@ def of_files(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+def of_folder(folder: Path) -> str:
+    """SHA-256 (hex) of the paths and the bytes of all files below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return of_json({str(path.relative_to(folder)): of_file(path) for path in files})
+
+
 def of_file(file: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     digest = hashlib.sha256()

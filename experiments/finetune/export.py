@@ -58,4 +58,4 @@ def content(directory: Path) -> str | None:
 
     if not directory.is_dir():
         return None
-    return digest.of_files(file for file in directory.rglob("*") if file.is_file())
+    return digest.of_folder(directory)
