@@ -10,6 +10,7 @@ lm_eval.simple_evaluate(model="resonance-jax", ...).
 import functools
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -264,7 +265,7 @@ class ResonanceLM(TemplateLM):
 
     def _options(self, options: Mapping[str, object]) -> tuple[int, tuple[str, ...], float, float]:
         """(new tokens, stop strings, temperature, top_p), under whichever of its names a task gives each."""
-        given = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
+        given: dict[str, Any] = {**normalize_gen_kwargs(dict(options), self.max_gen_toks)}
         if ignored := sorted(given.keys() - GENERATION):
             warning_once(LOG, f"generation options that are not followed: {', '.join(ignored)}.")
         until = tuple(text for text in given["until"] if text)
