@@ -141,7 +141,7 @@ def found_at(path: AnyPath) -> Literal["a file", "a folder", "missing", "a pipe 
     return "a file" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
-def upload(source: Path, target: FilePath) -> None:
+def upload(source: FilePath, target: FilePath) -> None:
     """Copy a local file, or a folder with its config.json last, into an object store.
 
     A folder is complete when its config.json is there.
