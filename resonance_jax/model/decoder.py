@@ -202,7 +202,7 @@ def hidden_states(
     return x if after is None else (x, after)
 
 
-def head(config: DecoderConfig, params: Weights) -> Float[Array | np.ndarray, "D V"]:
+def head(config: DecoderConfig, params: Weights) -> Float[Array, "D V"]:
     """The output weight."""
     if config.tie_embeddings:
         return params["embed"].T
@@ -330,7 +330,8 @@ class Decoder(nnx.Module):
         self.layers = nnx.Dict({name: nnx.Param(value) for name, value in params["layers"].items()})
         self.final_norm = nnx.Param(params["final_norm"])
         if not config.tie_embeddings:
-            self.head = nnx.Param(head(config, params))
+            assert "head" in params
+            self.head = nnx.Param(params["head"])
 
     def __call__(
         self,
