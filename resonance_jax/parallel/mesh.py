@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -107,7 +109,9 @@ def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
-def constrain(x: Shaped[Array, "*shape"], axes: tuple[str | None, ...]) -> Shaped[Array, "*shape"]:
+def constrain(
+    x: Shaped[Array | np.ndarray, "*shape"], axes: tuple[str | None, ...]
+) -> Shaped[Array, "*shape"]:
     """Inside a trace: x, told to lie where RULES put its logical axes.
 
     Without automatic axes (see `automatic_axes`) it is x as it was.
@@ -116,6 +120,7 @@ def constrain(x: Shaped[Array, "*shape"], axes: tuple[str | None, ...]) -> Shape
         x: an array of the trace.
         axes: the logical axis of each dimension, as in `sharding`.
     """
+    x = jnp.asarray(x)
     mesh = jax.typeof(x).sharding.mesh
     if mesh.size == 1 or not automatic_axes(x).keys() >= set(AXES):
         return x
