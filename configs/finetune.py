@@ -34,8 +34,10 @@ class Text:
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model or a directory; "none" for a corpus that is tokenized.
     Default: the checkpoint's own, "bytes" without one."""
-    rule: str = "bos_eos"
-    """What stands around each document: bos_eos, bos, eos or none."""
+    bos: str = "auto"
+    """BOS: auto (what the tokenizer really puts in front), none, or a token's id."""
+    rule: str = "auto"
+    """What stands around each document: bos_eos, bos, eos or none; auto: what the tokenizer has of both."""
     mode: str = "split"
     """"split" cuts the tokens into rows; "truncate" takes the head of every --source-chunk tokens and leaves
     the rest, as the paper's release does."""
@@ -50,7 +52,8 @@ class Config:
     """Fine-tune a decoder under one encoding; resumable to the bit, on another mesh too."""
 
     checkpoint: str | None = None
-    """A Hugging Face directory to start from."""
+    """What to start from: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
+    (smollm2-135m)."""
     shape: str = "tiny"
     """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
     --plan takes where the checkpoint is not there."""

@@ -8,13 +8,13 @@ Stop it at any time: the same command goes on with the next document.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.perplexity import PRESETS, Config
 from resonance_jax.command import keep_result, kept_result, main, open_run
+from resonance_jax.digest import folder_name
 from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Study:
                     print(f"{label}: {note}")
                 encodings[label] = spec
                 for corpus in c.corpora:
-                    store = evaluate.Store(folder / "nll" / slug(corpus) / slug(label))
+                    store = evaluate.Store(folder / "nll" / folder_name(corpus) / folder_name(label))
                     with report.Progress(f"{label} on {corpus}: documents") as progress:
                         results[corpus][label] = evaluate.sweep(
                             lm,
@@ -185,12 +185,6 @@ class Study:
                             store=store,
                         )
         return results, encodings
-
-
-def slug(text: str) -> str:
-    """A text as the name of a folder, never that of another text: a few digits of its hash end it."""
-    plain = "".join(c if c.isalnum() else "-" for c in Path(text).name[-60:]).strip("-").lower()
-    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def split_off_no_number(results: Results, checkpoints: Iterable[str]) -> tuple[Results, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.posgen import PRESETS, Config
-from resonance_jax.command import main, open_run, use_every_core
+from resonance_jax.command import keep_result, kept_result, main, open_run, options_of, use_every_core
 from resonance_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from resonance_jax import train
+    from resonance_jax.digest import Identity
     from resonance_jax.evaluate.posgen_accuracy import SetScores
     from resonance_jax.model import DecoderConfig
     from resonance_jax.model.decoder import Params
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     Evaluate = Callable[[Params], dict[str, SetScores]]
     """Scores the parameters of all runs on every set."""
 
+ELSEWHERE = ("tasks", "micro", "save_seconds", "plan", "run_dir")
+"""Options that say where and how something is computed, or what else is."""
 MLP = ("layers/mlp_norm", "layers/up", "layers/down")
 """The parameters that the published code leaves as they were drawn."""
 
@@ -44,11 +48,10 @@ def run(config: Config) -> None:
     study = Study(config)
     folder = open_run("posgen", config)
     write_json(folder / "encodings.json", study.records())
-    for task in config.tasks:
-        if not (folder / task / "result.json").exists():
-            print(study.about())
-            break
-    results = {task: study.result(task, folder / task) for task in config.tasks}
+    kept = {task: kept_result(folder / task / "result.json", study.identity(task)) for task in config.tasks}
+    if None in kept.values():
+        print(study.about())
+    results = {task: found or study.result(task, folder / task) for task, found in kept.items()}
     write_results(folder, config, results)
     show(folder)
 
@@ -65,6 +68,8 @@ class Study:
         from resonance_jax import train
         from resonance_jax.data import posgen
         from resonance_jax.evaluate import posgen_encodings
+        from resonance_jax.train.batches import check_rows
+        from resonance_jax.train.config import SEEDS, check_whole
 
         for name in ("tasks", "encodings", "seeds"):
             values = getattr(config, name)
@@ -73,10 +78,11 @@ class Study:
                     f"--{name} must be at least one, each once; got {' '.join(map(str, values))}."
                 )
         for name in ("epochs", "eval_epochs", "batch_size", "train_rows", "val_rows", "test_rows"):
-            if getattr(config, name) < 1:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}."
-                )
+            check_whole(f"--{name.replace('_', '-')}", getattr(config, name), 1)
+        for seed in config.seeds:
+            check_whole("--seeds", seed, 0, SEEDS)
+        if not 0 < config.lr < math.inf:
+            raise ValueError(f"--lr must be a positive number, got {config.lr}.")
         if not config.far + config.near < config.train_length < config.length:
             raise ValueError(
                 f"expected far + near < train_length < length, got {config.far} + {config.near}, "
@@ -123,6 +129,7 @@ class Study:
             micro=config.micro,
             save_seconds=config.save_seconds,
         )
+        check_rows(config.batch_size, config.micro, None)
 
     def records(self) -> list[dict[str, object]]:
         """Every encoding as JSON: its spec, the table trained with and the table evaluated under."""
@@ -136,6 +143,18 @@ class Study:
             }
             for e in self.encodings
         ]
+
+    def identity(self, task: str) -> Identity:
+        """What a task's numbers depend on. The device is not part of it: tasks may come from several."""
+        options = options_of(self.config)
+        return {
+            "task": task,
+            "options": {name: value for name, value in options.items() if name not in ELSEWHERE},
+            "encodings": [
+                {table: record[table]["fingerprint"] for table in ("trained", "evaluated")}
+                for record in self.records()
+            ],
+        }
 
     def about(self) -> str:
         """The device, and how much is trained."""
@@ -206,10 +225,7 @@ class Study:
         )
 
     def result(self, task: str, folder: Path) -> dict:
-        """The task's numbers: from result.json, or by training (on)."""
-        path = folder / "result.json"
-        if path.exists():
-            return read_json(path)
+        """The task's numbers, by training (on); result.json keeps them."""
         from resonance_jax import report
         from resonance_jax.data import posgen as data
         from resonance_jax.evaluate import posgen_accuracy
@@ -222,7 +238,8 @@ class Study:
             "loss": lambda v: f"loss {v:.3f}",
             "tokens_per_second": lambda v: f"{clock.rate():,.1f} run-steps/s",
         }
-        with report.Progress(f"{task} ({number + 1} of {len(c.tasks)})", formats) as bar:
+        label = f"{task} ({number + 1} of {len(c.tasks)})"
+        with report.Progress(label, formats, first="compiling") as bar:
             steps = self.training.steps
             progress = lambda done, total, **figures: (
                 clock.tick(done) or bar(done + number * steps, len(c.tasks) * steps, **figures)
@@ -249,7 +266,7 @@ class Study:
             "precision": self.precision,
             **clock.figures(),
         }
-        write_json(path, result)
+        keep_result(folder / "result.json", self.identity(task), result)
         return result
 
 

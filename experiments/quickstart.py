@@ -14,32 +14,92 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.quickstart import Config
-from resonance_jax.command import main, open_run, remember, use_every_core
+from resonance_jax.command import (
+    keep_result,
+    kept_result,
+    main,
+    open_run,
+    options_of,
+    remember,
+    use_every_core,
+)
 from resonance_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from resonance_jax import data, evaluate, rope, train
+    from resonance_jax.digest import Identity
 
 METHODS = ("default", "linear", "ntk", "dynamic_ntk", "yarn")
 
 
 def run(config: Config) -> None:
     """Train and evaluate what is missing, then print the tables."""
-    folder = open_run("quickstart", config)
-    if not (folder / "perplexity.json").exists():
-        _run(config, folder)
+    use_every_core()
+    from resonance_jax import data
     from resonance_jax.report.tables import print_table
 
-    result = read_json(folder / "perplexity.json")
+    _check(config)
+    corpus = data.corpus(config.corpus)
+    folder = open_run("quickstart", config)
+    text = corpus.split("train", max_bytes_per_document=64 * 1024), corpus.split("heldout")
+    provenance = {name: each.describe() for name, each in zip(("train", "heldout"), text, strict=True)}
+    remember(folder / "corpus.json", provenance)
+    made_by = identity(config, provenance)
+    result = kept_result(folder / "perplexity.json", made_by)
+    if result is None:
+        _run(config, folder, *text, provenance, made_by)
+        result = read_json(folder / "perplexity.json")
     print_table(table(result, config), f"Perplexity per byte, trained at {config.train_length}, by length")
     print_table(result["differences"], f"Paired differences at {config.length} (nats per byte)")
     print(result["note"])
     print(f"\n{folder}/perplexity.png  {folder}/report.md")
 
 
-def _run(config: Config, folder: Path) -> None:
+def _check(config: Config) -> None:
+    """Raise ValueError for settings that cannot be, before anything is made."""
+    from resonance_jax import rope
+    from resonance_jax.train.config import SEEDS, check_whole
+
+    options = options_of(config)
+    for name, value in options.items():
+        if name not in ("corpus", "seed", "lr", "finetune_lr", "run_dir"):
+            check_whole(f"--{name.replace('_', '-')}", value, 1)
+    check_whole("--seed", config.seed, 0, SEEDS)
+    for name in ("lr", "finetune_lr"):
+        if not 0 < options[name] < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {options[name]}.")
+    if config.train_length < 2 or config.length % config.train_length or config.length == config.train_length:
+        raise ValueError(
+            f"expected a --length that is a multiple of --train-length, twice or more, and at least 2 "
+            f"positions of each; got {config.length:,} and {config.train_length:,}."
+        )
+    config.shape()
+    for resonance in (False, True):
+        for spec in specs_of(config, resonance).values():
+            rope.frequencies(spec, length=config.length)
+
+
+def identity(config: Config, provenance: dict[str, dict]) -> Identity:
+    """What the result depends on. provenance: of both texts."""
+    return {
+        "options": {name: value for name, value in options_of(config).items() if name != "run_dir"},
+        "text": {name: each["fingerprint"] for name, each in provenance.items()},
+        "encodings": [
+            spec.to_dict() for resonance in (False, True) for spec in specs_of(config, resonance).values()
+        ],
+        "precision": "float32",
+    }
+
+
+def _run(
+    config: Config,
+    folder: Path,
+    training_text: data.Corpus,
+    heldout: data.Corpus,
+    provenance: dict[str, dict],
+    made_by: Identity,
+) -> None:
     """Train both models, fine-tune both, evaluate everything, and write down what was found."""
-    use_every_core()
     import jax
 
     from resonance_jax import data, evaluate, report, rope
@@ -49,11 +109,7 @@ def _run(config: Config, folder: Path) -> None:
         f"device: {jax.local_device_count()} x {device.platform} ({device.device_kind}), "
         f"float32, jax {jax.__version__}"
     )
-    corpus, tokenizer = data.corpus(config.corpus), data.tokenizer("bytes")
-    training_text = corpus.split("train", max_bytes_per_document=64 * 1024)
-    heldout = corpus.split("heldout")
-    provenance = {"train": training_text.describe(), "heldout": heldout.describe()}
-    remember(folder / "corpus.json", provenance)
+    tokenizer = data.tokenizer("bytes")
     print(
         f"text: {provenance['train']['bytes'] / 1e6:.1f} MB to train on, "
         f"{provenance['heldout']['documents']} documents held out"
@@ -90,7 +146,7 @@ def _run(config: Config, folder: Path) -> None:
         results = evaluate.sweep_each(
             subjects, pieces, owners, lengths, tokenizer.bos_id, folder / "nll", progress
         )
-    write_results(folder, config, subjects, results, provenance)
+    write_results(folder, config, subjects, results, provenance, made_by)
 
 
 def _subjects(
@@ -165,6 +221,7 @@ def write_results(
     subjects: Sequence[evaluate.Subject],
     results: dict[str, dict[int, evaluate.Perplexity]],
     provenance: dict[str, dict],
+    made_by: Identity,
 ) -> None:
     """perplexity.csv, .png, report.md, and last perplexity.json, whose presence says the run is finished."""
     from resonance_jax import report
@@ -182,7 +239,7 @@ def write_results(
         "machine": report.machine(),
     }
     write_text(folder / "report.md", report_text(result, config))
-    write_json(folder / "perplexity.json", result)
+    keep_result(folder / "perplexity.json", made_by, result)
 
 
 def table(result: dict, config: Config) -> list[dict[str, str | float]]:

@@ -11,34 +11,64 @@ configs/rope.py has every setting.
 import ast
 import dataclasses
 import importlib.util
-import shutil
-import sys
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.rope import Explain, Export, Numerics, Show, Table
-from resonance_jax.command import guarded, open_run
+from resonance_jax import digest
+from resonance_jax.command import keep_result, kept_result, leave_on_signals, main, open_run
 from resonance_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Int32
 
+    from resonance_jax.data import Tokenizer
+    from resonance_jax.digest import Identity
+    from resonance_jax.interop import Checkpoint
     from resonance_jax.rope import Frequencies, RopeSpec
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
+BYTES_PER_PHASE = 32
+"""What the pictures need for a pair at a position: several arrays of float64."""
+ASKED = Explain | Show | Numerics | Export
 
 
-def run(config: Explain | Show | Numerics | Export) -> int | None:
+def run(config: ASKED) -> int | None:
+    """Run the command that was asked for."""
+    _check(config)
     command = {Explain: explain, Show: show, Numerics: numerics, Export: export}
     return command[type(config)](config)
+
+
+def _check(config: ASKED) -> None:
+    """Raise ValueError for numbers that no option can be, before anything is made."""
+    from resonance_jax.train.config import check_whole
+
+    least = dict.fromkeys(("head_dim", "train_length", "length", "new_tokens", "last_position"), 1)
+    least |= {"angles_train_length": 2, "angles_length": 2, "pair": 0}
+    for name, smallest in least.items():
+        if (value := getattr(config, name, None)) is not None:
+            check_whole(f"--{name.replace('_', '-')}", value, smallest, 2**31)
+    if config.scale is not None and not 1 <= config.scale <= 2**31:
+        raise ValueError(f"--scale must be from 1 to 2^31, got {config.scale:g}.")
+    if isinstance(config, Export) and not 0 < config.tolerance < math.inf:
+        raise ValueError(f"--tolerance must be a positive number, got {config.tolerance}.")
+
+
+def _check_memory(length: int, head_dim: int) -> None:
+    """Raise ValueError where the pictures of so many positions would not fit into memory."""
+    import jax
+
+    from resonance_jax.train import memory
+
+    free, needed = memory.free(jax.devices()[:1]), BYTES_PER_PHASE * length * (head_dim // 2)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{length:,} positions need about {memory.readable(needed)} of memory, and "
+            f"{memory.readable(free)} are free; choose a shorter --length."
+        )
 
 
 def lengths(scale: float | None, train_length: int, length: int | None) -> tuple[float, int]:
@@ -96,8 +126,6 @@ def tables_of(names: Iterable[str], c: Table) -> "tuple[dict[str, RopeSpec], dic
 
 
 def explain(config: Explain) -> None:
-    import json
-
     from resonance_jax import rope
     from resonance_jax.interop.hf_config import read_config
 
@@ -105,11 +133,13 @@ def explain(config: Explain) -> None:
     if path.is_dir():
         print(rope.explain(read_config(path), length=config.length, layer_type=config.layer_type))
     elif path.is_file():
-        try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}).") from None
-        print(rope.explain(stated, length=config.length, layer_type=config.layer_type))
+        print(
+            rope.explain(
+                read_json(path, remedy="expected a config.json"),
+                length=config.length,
+                layer_type=config.layer_type,
+            )
+        )
     elif path.suffix or len(path.parts) > 1:
         raise ValueError(f"there is no file or directory {path}; expected a config.json, or its directory.")
     else:
@@ -128,6 +158,7 @@ def show(config: Show) -> None:
     from resonance_jax import report, rope
     from resonance_jax.report import rope as pictures
 
+    _check_memory(lengths(config.scale, config.train_length, config.length)[1], config.head_dim)
     specs, tables, length = tables_of(config.methods, config)
     short, long = config.angles_train_length, config.angles_length
     plain = rope.frequencies(rope.RopeSpec(head_dim=config.head_dim, base=config.base))
@@ -180,13 +211,22 @@ def numerics(config: Numerics) -> None:
 
 
 def export(config: Export) -> int:
-    from resonance_jax import report
+    from resonance_jax import interop, report
 
-    source = Path(config.checkpoint)
+    source = interop.open_checkpoint(config.checkpoint)
     spec, train_length, length = export_spec(config, source)
+    tokenizer = check_tokenizer(config, source) if config.check else None
     folder = open_run("rope-export", config)
     out = Path(config.out or folder / "hf")
-    write_export(config, source, out, spec, length, folder / "encoding.json")
+    made_by = {
+        "weights": source.weights_digest(),
+        "stated": dict(source.stated),
+        "encoding": spec.to_dict(),
+        "length": length,
+        "dtype": config.dtype,
+        "out": str(out.resolve()),
+    }
+    content = write_export(config, source, out, spec, length, folder, made_by)
     rope_type = read_json(out / "config.json")["rope_parameters"]["rope_type"]
     print(f"{out}: {spec.title}, rope_type {rope_type}, for {length:,} positions")
     if not config.check:
@@ -195,29 +235,33 @@ def export(config: Export) -> int:
     if missing:
         print(f"not checked: {' and '.join(missing)} is not installed (pip install -e '.[parity]').")
         return 0
-    if not (folder / "export.json").exists():
+    tokens, text = check_tokens(config, tokenizer, source.config.vocab_size, length)
+    made_by = {
+        **made_by,
+        "content": content,
+        "tokens": digest.of_json(tokens.tolist()),
+        "lengths": [train_length, length, config.new_tokens],
+    }
+    result = kept_result(folder / "export.json", made_by)
+    if result is None:
         from resonance_jax.interop.export_check import check_export
 
-        tokens, text = check_tokens(config, source, out, length)
         found = check_export(out, tokens, (train_length, length), train_length, config.new_tokens)
         result = {"encoding": spec.title, "text": text, **found, "machine": report.machine()}
         write_text(folder / "export.csv", report.csv_text(found["rows"]))
-        write_json(folder / "export.json", result)
-    return show_check(read_json(folder / "export.json"), config.tolerance)
+        keep_result(folder / "export.json", made_by, result)
+    return show_check(result, config.tolerance)
 
 
-def export_spec(config: Export, source: Path) -> "tuple[RopeSpec, int, int]":
+def export_spec(config: Export, source: "Checkpoint") -> "tuple[RopeSpec, int, int]":
     """(RopeSpec, L, L') of the exported encoding."""
     from resonance_jax import rope
-    from resonance_jax.interop.hf_config import from_hf_config, read_config
     from resonance_jax.rope.names import parse_name
 
-    if not source.is_dir():
-        raise ValueError(f"{source} is not a directory; expected one with config.json and *.safetensors.")
-    _, own = from_hf_config(read_config(source))
+    own = source.rope
     train_length = own.train_length if config.train_length is None else config.train_length
     if train_length is None:
-        raise ValueError(f"{source}/config.json states no training length; give it with --train-length.")
+        raise ValueError(f"{source.path} states no training length; give it with --train-length.")
     method = own.method if config.encoding == "own" else parse_name(config.encoding)[0]
     scale = config.scale
     if scale is None:
@@ -226,54 +270,73 @@ def export_spec(config: Export, source: Path) -> "tuple[RopeSpec, int, int]":
     if length < train_length:
         raise ValueError(f"--length {length} is less than the training length {train_length}.")
     spec = rope.restate(own, config.encoding, scale=scale, train_length=train_length)
+    rope.frequencies(spec, length=length)
     return spec, train_length, length
 
 
 def write_export(
-    config: Export, source: Path, out: Path, spec: "RopeSpec", length: int, record: Path
-) -> None:
-    """The directory, with the tokenizer's files beside the weights; a second call finds it finished."""
-    from resonance_jax import interop, rope
-    from resonance_jax.interop.hf_config import read_config
+    config: Export,
+    source: "Checkpoint",
+    out: Path,
+    spec: "RopeSpec",
+    length: int,
+    folder: Path,
+    made_by: "Identity",
+) -> str:
+    """The directory, with all that goes with the weights; a second call finds it finished.
 
-    if not record.exists():
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} exists already; name a new or an empty directory with --out.")
-        write_json(record, rope.to_record(rope.frequencies(spec, length=length), spec))
-    if not (out / "config.json").exists():
-        stated = read_config(source)
-        stored = stated.get("dtype") or stated.get("torch_dtype") or "float32"
-        lm = interop.load_hf(source, dtype=config.dtype or stored)
-        ids = {key: stated[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in stated}
-        interop.save_hf(lm, out, rope=spec, length=length, extra=ids)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file() and not (out / name).exists():
-            shutil.copyfile(source / name, out / name)
+    Returns the SHA-256 of its files. Raises ValueError where something else lies there, or what was written
+    has been changed.
+    """
+    from resonance_jax import interop, rope
+
+    begun, finished = folder / "encoding.json", folder / "written.json"
+    there = out.exists() and any(out.iterdir())
+    kept = kept_result(finished, made_by) if there else None
+    if kept is not None:
+        if kept["content"] != digest.of_folder(out):
+            raise ValueError(f"{out} is not what this run wrote; remove it to have it made anew.")
+        return kept["content"]
+    # Killed between the last file and the record, the directory is whole: it appears complete or not at all.
+    if there and (finished.exists() or kept_result(begun, made_by) is None):
+        raise ValueError(f"{out} exists already; name a new or an empty directory with --out.")
+    if not there:
+        keep_result(begun, made_by, rope.to_record(rope.frequencies(spec, length=length), spec))
+        stored = source.stated.get("dtype") or source.stated.get("torch_dtype") or "float32"
+        lm = interop.load_hf(source.path, dtype=config.dtype or stored)
+        interop.save_hf(lm, out, rope=spec, length=length, like=source.path)
+    content = digest.of_folder(out)
+    keep_result(finished, made_by, {"content": content})
+    return content
+
+
+def check_tokenizer(config: Export, source: "Checkpoint") -> "Tokenizer | None":
+    """The tokenizer of the check's text, None where there is none."""
+    from resonance_jax.command.checkpoints import tokenizer_of
+
+    own = source.gguf is not None or any(
+        (source.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
+    )
+    return tokenizer_of(source, config.tokenizer) if own or config.tokenizer is not None else None
 
 
 def check_tokens(
-    config: Export, source: Path, out: Path, length: int
+    config: Export, tokenizer: "Tokenizer | None", vocab_size: int, length: int
 ) -> 'tuple[Int32[np.ndarray, "length"], str]':
     """(token ids, what they are): held-out text, or random ids where there is no tokenizer."""
     import numpy as np
 
     from resonance_jax import data
+    from resonance_jax.data.ids import check_ids, document_ids
 
-    vocab_size = read_json(out / "config.json")["vocab_size"]
-    own = any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    if config.tokenizer is None and not own:
+    if tokenizer is None:
         ids = np.random.default_rng(0).integers(0, vocab_size, length).astype(np.int32)
         return ids, f"random ids below {vocab_size:,} (no tokenizer)"
-    tokenizer = data.tokenizer(config.tokenizer or source)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but {source} embeds {vocab_size}; give the "
-            "model's own with --tokenizer."
-        )
-    parts = [] if tokenizer.bos_id is None else [np.array([tokenizer.bos_id])]
+    parts = [] if tokenizer.bos_id is None else [np.array([tokenizer.bos_id], np.int32)]
     size = 0
     for document in data.corpus(config.corpus).split("heldout"):
-        parts.append(tokenizer.encode(document.text) if document.tokens is None else document.tokens)
+        parts.append(document_ids(document, tokenizer))
+        check_ids(parts[-1], vocab_size, f"The document {document.name}")
         size += len(parts[-1])
         if size >= length:
             return np.concatenate(parts)[:length].astype(np.int32), f"{config.corpus}, held-out documents"
@@ -306,22 +369,18 @@ def show_check(result: dict[str, Any], tolerance: float) -> int:
         f"(our two best logits come within {greedy['smallest_margin']:.2g})"
     )
     far = rows[0]["logits_alike"]
-    if far > tolerance:
+    close = far <= tolerance  # which what is not a number never is
+    if not close:
         print(f"NOT the same model: logits with phases alike differ by {far:.1e}, allowed are {tolerance:g}.")
-    return int(far > tolerance or not greedy["identical"])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    import tyro
-
-    asked = tyro.cli(
-        Explain | Show | Numerics | Export,
-        args=arguments,
-        description=__doc__,
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
-    sys.exit(guarded(run, asked))
+    figures = [value for row in rows for value in row.values()] + [greedy["smallest_margin"]]
+    if not all(map(math.isfinite, figures)):
+        print("NOT the same model: some figures are not finite numbers.")
+        close = False
+    return int(not close or not greedy["identical"])
 
 
 if __name__ == "__main__":
-    main()
+    leave_on_signals()  # importing tyro takes a while
+    from tyro.conf import PositionalRequiredArgs
+
+    main(run, PositionalRequiredArgs[ASKED], __doc__)

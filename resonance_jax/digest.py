@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-Plain = object
-"""What JSON can say: None, a bool, a number, a string, or a list or a dictionary of these."""
-Identity = Mapping[str, Plain]
+Identity = Mapping[str, object]
+"""Names and values that JSON can say."""
 
 _CHUNK = 1 << 24
 
 
-def of_json(value: Plain) -> str:
-    """SHA-256 (hex) of a plain value, whatever the order of its keys."""
+def folder_name(text: str) -> str:
+    """A text as the name of a folder, never that of another text: a few digits of its hash end it."""
+    plain = "".join(c if c.isalnum() else "-" for c in Path(text).name[-60:]).strip("-").lower()
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def of_json(value: object) -> str:
+    """SHA-256 (hex) of a value that JSON can say, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=True).encode()).hexdigest()
 
 
@@ -34,6 +39,12 @@ def of_files(files: Iterable[Path]) -> str:
     for file in sorted(files, key=lambda each: each.name):
         total.update(f"{file.name}\0{of_file(file)}\0".encode())
     return total.hexdigest()
+
+
+def of_folder(folder: Path) -> str:
+    """SHA-256 (hex) of the paths and the bytes of all files below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return of_json({str(path.relative_to(folder)): of_file(path) for path in files})
 
 
 def of_file(file: Path) -> str:

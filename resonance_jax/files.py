@@ -33,12 +33,29 @@ def is_remote(path: AnyPath) -> bool:
 
 
 def as_path(path: AnyPath) -> FilePath:
-    """A pathlib.Path, or what behaves like one for a URL (etils.epath)."""
+    """A pathlib.Path, or what behaves like one for a URL (etils.epath).
+
+    Raises ValueError for a URL of another kind than an object store's.
+    """
     if not is_remote(path):
         return Path(path)
     from etils import epath
 
-    return cast(Path, epath.Path(path))
+    try:
+        return cast(Path, epath.Path(path))
+    except (KeyError, ValueError):
+        raise ValueError(f"{path}: expected a local path, or one that begins with gs:// or s3://.") from None
+
+
+def reachable(path: AnyPath) -> FilePath:
+    """`as_path`, refused with ValueError where nothing can be read or written there at all."""
+    file = as_path(path)
+    if is_remote(path):
+        try:
+            file.exists()
+        except ImportError as error:
+            raise ValueError(f"{path} needs a driver that is not installed: {reason(error)}.") from None
+    return file
 
 
 @contextlib.contextmanager
@@ -124,7 +141,7 @@ def found_at(path: AnyPath) -> Literal["a file", "a folder", "missing", "a pipe 
     return "a file" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
-def upload(source: Path, target: FilePath) -> None:
+def upload(source: FilePath, target: FilePath) -> None:
     """Copy a local file, or a folder with its config.json last, into an object store.
 
     A folder is complete when its config.json is there.

@@ -1,7 +1,7 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
-import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import TypeVar
 
 from resonance_jax.command.options import Dataclass, options_of
 from resonance_jax.command.run_lock import LOCK, hold
-from resonance_jax.files import FilePath, as_path, is_remote, read_json, write_json
+from resonance_jax.files import FilePath, is_remote, reachable, read_json, write_json
+
+Kind = TypeVar("Kind")
 
 Kind = TypeVar("Kind")
 """A config, a dataclass."""
@@ -26,7 +28,7 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     Raises ValueError when the folder belongs to another config, naming the options that differ, and when
     another process works in it.
     """
-    folder = as_path(getattr(config, "run_dir", None) or default_folder(study, config))
+    folder = reachable(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
     if not is_remote(folder):
         if folder.exists() and not folder.is_dir():
@@ -93,7 +95,7 @@ def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:
     path = folder / "config.json"
     if not path.exists():
         return None
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in read_json(path).items() if name in known})
 
 

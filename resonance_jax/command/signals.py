@@ -3,14 +3,10 @@
 import os
 import signal
 import threading
-import time
 
 INTERRUPTED = "interrupted; run the same command again to go on."
 WATCHER = "signals"
 """The name of the thread that waits for signals."""
-_leaving = threading.Lock()
-"""Taken by the one thread that says the sentence."""
-
 _leaving = threading.Lock()
 """Taken by the first call of `leave`, which ends the process."""
 
@@ -24,8 +20,6 @@ def leave(number: int, frame: object) -> None:
         return
     # Not an exception: one that is raised while Python collects garbage is lost, and one that unwinds through
     # a compilation ends in a segmentation fault. os.write, because a stream may be in the middle of a line.
-    if not _leaving.acquire(blocking=False):
-        time.sleep(60)  # the other thread is about to end the process
     os.write(2, f"\n{INTERRUPTED}\n".encode())
     os._exit(130)
 

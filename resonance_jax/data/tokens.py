@@ -140,7 +140,7 @@ def token_file(
         ValueError: the rule needs a token that the tokenizer lacks, an id is outside the vocabulary, the
             corpus cannot be read, or the disk is full.
     """
-    rule = _resolved(rule, tokenizer)
+    rule = resolved_rule(rule, tokenizer)
     folder = Path(cache_dir)
     identity = json.dumps([FORMAT, tokenizer and tokenizer.fingerprint, rule])
     name = re.sub(r"[^A-Za-z0-9.]+", "-", corpus.name)[:100]
@@ -256,7 +256,7 @@ def _sealed(tokens: "hashlib._Hash", npy_header: bytes, header: Mapping[str, obj
     return tokens.hexdigest()
 
 
-def _resolved(rule: str, tokenizer: Tokenizer | None) -> str:
+def resolved_rule(rule: str, tokenizer: Tokenizer | None) -> str:
     """One of RULES: "auto" decided, a rule that the tokenizer cannot follow refused."""
     if rule != "auto" and rule not in RULES:
         raise ValueError(f"There is no rule {rule!r}; known are auto, {', '.join(RULES)}.")

@@ -80,6 +80,7 @@ def cut_pieces(
     size: int,
     per_document: int,
     count: int,
+    vocab_size: int | None = None,
 ) -> tuple[list[Ids], list[int]]:
     """Pieces of exactly `size` tokens, and the number of the document that each was cut from.
 
@@ -89,13 +90,15 @@ def cut_pieces(
         size: tokens of a piece.
         per_document: at most so many pieces, which do not overlap, from the head of a document.
         count: at most so many documents, of those with at least one piece.
+        vocab_size: as for `first_documents`.
 
     Raises:
-        ValueError: when no document has one piece.
+        ValueError: when no document has one piece, and as `first_documents` does.
     """
     pieces: list[Ids] = []
     owners: list[int] = []
-    for number, tokens in enumerate(first_documents(documents, tokenizer, count, size).documents):
+    found = first_documents(documents, tokenizer, count, size, vocab_size)
+    for number, tokens in enumerate(found.documents):
         cut = min(per_document, len(tokens) // size)
         pieces += [tokens[i * size : (i + 1) * size] for i in range(cut)]
         owners += [number] * cut

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resonance_jax import rope
+from resonance_jax.digest import folder_name
 from resonance_jax.evaluate.documents import Ids
 from resonance_jax.evaluate.nll_store import Store
 from resonance_jax.evaluate.perplexity_result import Perplexity
@@ -52,7 +53,7 @@ def sweep_each(
             protocol="prefix",
             bos_id=bos_id,
             groups=owners,
-            store=Store(Path(folder) / subject.label.replace(", ", "-").replace(" ", "-")),
+            store=Store(Path(folder) / folder_name(subject.label)),
         )
     progress(len(subjects), len(subjects))
     return results

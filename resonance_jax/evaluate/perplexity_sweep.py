@@ -122,6 +122,8 @@ def sweep(
     tables = [rope.frequencies(spec, length=some[-1]) for some in passes]
     made_by = None if store is None else _identity(lm, tables, passes, how)
     results: list[dict[int, Perplexity]] = []
+    if progress is not None:
+        progress(0, len(kept))
     # As many documents together as fill a batch of the longest windows, so that few are lost to a kill.
     together = max(1, TOKENS_PER_BATCH // lengths[-1]) if protocol == "prefix" else 1
     for start in range(0, len(kept), together):

@@ -3,17 +3,13 @@
 from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
 from resonance_jax.interop.hf_export import save_hf
 from resonance_jax.interop.hf_weights import load_hf
-from resonance_jax.interop.made_once import load_or_make
 from resonance_jax.interop.parity_check import parity
 from resonance_jax.interop.parity_result import Parity
-from resonance_jax.interop.vocabulary import check_vocabulary
 
 __all__ = [
     "Checkpoint",
     "Parity",
-    "check_vocabulary",
     "load_hf",
-    "load_or_make",
     "open_checkpoint",
     "parity",
     "save_hf",

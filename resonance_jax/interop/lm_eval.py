@@ -10,22 +10,28 @@ lm_eval.simple_evaluate(model="resonance-jax", ...).
 import functools
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
-from lm_eval import utils  # pyright: ignore[reportMissingImports]  # an optional library
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]  # an optional library
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]  # an optional library
 from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]  # an optional library
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]  # optional
+from lm_eval.utils import (  # pyright: ignore[reportMissingImports]  # an optional library
+    get_rolling_token_windows,
+    make_disjoint_window,
+    warning_once,
+)
 
 from resonance_jax import data, digest, evaluate, generate, rope
 from resonance_jax.interop.checkpoint import open_checkpoint
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import DecoderConfig, hidden_states
 from resonance_jax.model.decoder import Params, logits
+from resonance_jax.parallel.mesh import Device
 
 LOG = logging.getLogger(__name__)
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
@@ -186,8 +192,8 @@ class ResonanceLM(TemplateLM):
             (number, context, scored)
             for number, request in enumerate(requests)
             for context, scored in map(
-                utils.make_disjoint_window,
-                utils.get_rolling_token_windows(
+                make_disjoint_window,
+                get_rolling_token_windows(
                     self.tok_encode(request.args[0], False),
                     self.prefix_token_id,
                     self.max_length,
@@ -259,9 +265,9 @@ class ResonanceLM(TemplateLM):
 
     def _options(self, options: Mapping[str, object]) -> tuple[int, tuple[str, ...], float, float]:
         """(new tokens, stop strings, temperature, top_p), under whichever of its names a task gives each."""
-        given = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
+        given: dict[str, Any] = {**normalize_gen_kwargs(dict(options), self.max_gen_toks)}
         if ignored := sorted(given.keys() - GENERATION):
-            utils.warning_once(LOG, f"generation options that are not followed: {', '.join(ignored)}.")
+            warning_once(LOG, f"generation options that are not followed: {', '.join(ignored)}.")
         until = tuple(text for text in given["until"] if text)
         sampled = bool(given["do_sample"])
         temperature = float(given.get("temperature") or 0.0) if sampled else 0.0
@@ -327,7 +333,7 @@ def _batch_size(given: int | str | None) -> int:
     return number
 
 
-def _device(name: str) -> jax.Device:
+def _device(name: str) -> Device:
     """The device of a name of the harness's. Raises ValueError where jax has none."""
     kind, _, number = name.partition(":")
     platform = {"cuda": "gpu"}.get(kind, kind)

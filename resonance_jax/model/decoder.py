@@ -202,7 +202,7 @@ def hidden_states(
     return x if after is None else (x, after)
 
 
-def head(config: DecoderConfig, params: Weights) -> Float[Array, "D V"]:
+def head(config: DecoderConfig, params: Weights) -> Float[Array | np.ndarray, "D V"]:
     """The output weight."""
     if config.tie_embeddings:
         return params["embed"].T

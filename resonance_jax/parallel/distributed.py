@@ -8,7 +8,7 @@ this one is, as arguments or as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and J
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -92,6 +92,16 @@ def first_says(answer: bool) -> bool:
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     return bool(broadcast_one_to_all(np.asarray(answer)))
+
+
+def digest_of_first(make: Callable[[], str]) -> str:
+    """A digest of 64 digits that the first process makes, on every process: files are read once."""
+    if jax.process_count() == 1:
+        return make()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    text = make() if jax.process_index() == 0 else "0" * 64
+    return bytes(np.asarray(broadcast_one_to_all(np.frombuffer(text.encode(), np.uint8)))).decode()
 
 
 @contextlib.contextmanager

@@ -88,9 +88,25 @@ def new_figure(
 
 
 def save(figure: "matplotlib.figure.Figure", path: AnyPath) -> None:
-    """Write a figure as a PNG, whole or not at all."""
+    """Write a figure as a PNG, whole or not at all; names in it are shown letter by letter."""
+    _take_literally(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
+
+
+def _take_literally(figure: "matplotlib.figure.Figure") -> None:
+    """Let no text of a figure be read as a formula, except the numbers that matplotlib puts at its ticks."""
+    from matplotlib.text import Text
+
+    ticks = {
+        id(text)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for text in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
 
 
 def perplexity_plot(
@@ -160,7 +176,7 @@ def legend_below(
     figure: "matplotlib.figure.Figure",
     axis: "matplotlib.axes.Axes",
     columns: int = 4,
-    fontsize: float = 8,
+    fontsize: float = 8.0,
     handlelength: float = 3.6,
 ) -> None:
     """One legend of one panel's lines below all panels, its lines long enough to tell dashes from markers."""
@@ -186,7 +202,7 @@ def _log_scale(axis: "matplotlib.axes.Axes") -> None:
 def _mark_training_length(axis: "matplotlib.axes.Axes", train_length: int | None) -> None:
     """A vertical line at the training length, where it is known."""
     if train_length is not None:
-        mark(axis, "training length", x=train_length)
+        mark(axis, "training length", x=float(train_length))
 
 
 def mark(axis: "matplotlib.axes.Axes", text: str, x: float | None = None, y: float | None = None) -> None:
@@ -249,13 +265,13 @@ def accuracy_by_position_plot(
         for label, values in lines.items():
             points = values.shape[1] // smooth
             means = values[:, : points * smooth].reshape(len(values), points, smooth).mean(axis=2)
-            _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label, most=100)
+            _band(axis, first + (np.arange(points) + 0.5) * smooth, 100 * means, label, most=100.0)
         _mark_training_length(axis, train_length)
         mark(axis, "ceiling of the two-token shortcut", y=100 * ceilings[task][1])
         axis.set_xlabel(f"token of the sequence, {smooth} to a point")
         axis.set_ylim(0, 108)
     axes[0].set_ylabel("accuracy (%), mean ± s.d. over seeds")
-    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
+    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10.0, handlelength=2.0)
     save(figure, path)
 
 
@@ -281,5 +297,5 @@ def validation_loss_plot(
     axes[0].set_ylabel("validation loss (nats), mean ± s.d.")
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10, handlelength=2.0)
+    legend_below(figure, axes[0], min(4, 2 * len(panels)), fontsize=10.0, handlelength=2.0)
     save(figure, path)

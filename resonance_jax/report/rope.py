@@ -203,7 +203,7 @@ def decay_plot(rows: list[DecayRow], path: AnyPath, train_length: int) -> None:
     axis.set_xlabel("distance m between query and key (positions; mean over each logarithmic bin)")
     axis.set_ylabel("score of equal q and k:  A² · mean over pairs of cos(m θ)")
     axis.axhline(0, color="#555555", linewidth=0.8)
-    mark(axis, "training length", x=train_length)
+    mark(axis, "training length", x=float(train_length))
     legend_below(figure, axis, handlelength=3.2)
     save(figure, path)
 

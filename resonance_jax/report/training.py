@@ -6,7 +6,7 @@ from statistics import median
 from resonance_jax.files import AnyPath
 from resonance_jax.report.plots import new_figure, save
 
-History = Sequence[Mapping[str, float]]
+History = Sequence[Mapping[str, int | float]]
 """One record per logged step or evaluation (train.loop); those of steps have a "loss"."""
 
 

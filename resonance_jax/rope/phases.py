@@ -10,6 +10,7 @@ periodic to the last bit.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class Frequencies:
         wavelength: positions per turn where that is a whole number below 2^31, else 0.
         attention_factor: multiplies cos and sin.
     """
+
+    __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shardings
 
     step: UInt32[OnHostOrDevice, "*stack pairs 2"]
     wavelength: Int32[OnHostOrDevice, "*stack pairs"]

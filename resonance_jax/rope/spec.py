@@ -171,6 +171,8 @@ def _check(spec: RopeSpec) -> None:
         raise ValueError(_not_taken(spec, "scale", spec.scale))
     if spec.scale < 1:
         raise ValueError(f"scale must be at least 1 (it is the paper's s = L'/L), got {spec.scale}.")
+    if spec.scale > 2**31:
+        raise ValueError(f"scale must be at most 2^31, the most positions there are, got {spec.scale:g}.")
     if spec.base <= 1:
         raise ValueError(f"base must be greater than 1, got {spec.base}.")
     if spec.train_length is not None and spec.train_length < 1:

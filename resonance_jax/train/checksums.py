@@ -9,25 +9,25 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from resonance_jax.files import upload, write_json
+from resonance_jax.files import FilePath, upload, write_json
 
 MANIFEST = "sha256.json"
 AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _BLOCK = 1 << 22
 
 
-def write_manifest(folder: Path, step: int) -> None:
+def write_manifest(folder: FilePath, step: int) -> None:
     """State the step and the checksum of every file of a folder, in the folder itself."""
     sums = {name: _sha256(folder / name) for name in _files(folder) if name not in AT_COMMIT}
     write_json(folder / MANIFEST, {"step": step, "files": sums})
 
 
-def has_manifest(folder: Path) -> bool:
+def has_manifest(folder: FilePath) -> bool:
     """Whether a folder states checksums; checkpoints of earlier versions do not."""
     return (folder / MANIFEST).exists()
 
 
-def fault(folder: Path, step: int) -> str | None:
+def fault(folder: FilePath, step: int) -> str | None:
     """In a few words what is wrong with a step's folder; None: nothing, as far as checksums can tell."""
     if not has_manifest(folder):
         return None if any(folder.iterdir()) else "it is empty"
@@ -47,7 +47,7 @@ def fault(folder: Path, step: int) -> str | None:
     return None
 
 
-def set_aside(folder: Path) -> Path:
+def set_aside(folder: FilePath) -> FilePath:
     """Move the folder of a step to a name that is no step's, `<step>.damaged-1`; returns where it lies."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
@@ -59,7 +59,7 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+def _files(folder: FilePath, prefix: str = "") -> Iterator[str]:
     """Every file of a folder but its manifest, by path relative to it."""
     for child in sorted(folder.iterdir(), key=lambda path: path.name):
         name = prefix + child.name
@@ -69,7 +69,7 @@ def _files(folder: Path, prefix: str = "") -> Iterator[str]:
             yield name
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: FilePath) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):

@@ -160,7 +160,7 @@ class _Failures:
         self._history = history
         self._known = {run for record in history.records for run in record.get("failed", ())}
 
-    def see(self, step: int, losses: Float[np.ndarray, "..."]) -> None:
+    def see(self, step: int, losses: Float[np.ndarray, "..."] | np.floating) -> None:
         """losses: of one step, one number for each run."""
         finite = np.isfinite(losses)
         if losses.ndim == 0 or not finite.any():

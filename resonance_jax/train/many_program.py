@@ -29,6 +29,8 @@ from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step
 
 ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
 """What fit_many trains on: a function of the step, see there."""
+Steps = Mapping[str, Int[Array | np.ndarray, "K *E B _"]]
+"""The batches of K steps: one for all runs, or one for each of E."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -90,7 +92,7 @@ def _program(
     def one(
         state: TrainState,
         freqs: rope.Frequencies,
-        batches: Batch | Int[Array, "K B"],
+        batches: Steps | Int[Array, "K B"],
         examples: Batch | None,
         start: Int[Array, ""],
         count: Int[Array, ""],
@@ -107,7 +109,7 @@ def _program(
     def local(
         states: TrainState,
         freqs: rope.Frequencies,
-        batches: Batch | Int[Array, "K *E B"],
+        batches: Steps | Int[Array, "K *E B"],
         examples: Batch | None,
         start: Int[Array, ""],
         count: Int[Array, ""],

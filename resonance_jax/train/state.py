@@ -23,7 +23,7 @@ class TrainState:
     params: PyTree[Float[Array, "..."]]
     opt_state: optax.OptState
     step: Int[Array, "*E"]
-    key: Key[Array, "*E"]
+    key: Key[Array, ""]
 
 
 def new_state(

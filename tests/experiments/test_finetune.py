@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
 from configs.quickstart import Config as Quickstart
-from experiments import finetune
 from experiments.finetune import run
+from experiments.finetune.inputs import gather
 from resonance_jax import interop, model, rope, train
 from resonance_jax.command import guarded, options_of, with_options
 from resonance_jax.files import read_json, write_json
@@ -203,7 +203,7 @@ def test_it_fine_tunes_the_quickstart_s_model_twice_and_says_what_that_gained(
 def test_a_comparison_is_for_one_host(given, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="--compare is for one host"):
-        finetune._run(config_of(given, compare=True), tmp_path)
+        gather(config_of(given, compare=True))
 
 
 def test_without_a_quickstart_it_trains_a_base_and_says_so(given, tmp_path, monkeypatch, capsys):

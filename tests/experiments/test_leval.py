@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs.leval import PRESETS, Config
+from configs.leval import PRESETS, Config, Score
 from experiments import leval as command
-from resonance_jax import interop, model, rope
+from resonance_jax import generate, interop, model, rope
 from resonance_jax.command import guarded
 from resonance_jax.data import leval
+from resonance_jax.evaluate import leval_asking
+from resonance_jax.evaluate.journal import Journal
 from resonance_jax.files import read_json
 from resonance_jax.report import leval as report
 
@@ -151,9 +154,209 @@ def test_what_cannot_be_asked_is_said_and_the_rest_is_answered(inputs, tmp_path,
     assert guarded(command.run, config) == 3 and "left out, tpo" in capsys.readouterr().out
 
 
+def small(inputs: Path, folder: Path, **changes) -> Config:
+    """The config of a run over four questions, quick to ask."""
+    return asked(inputs, folder, **({"tasks": ("tpo",), "max_new_tokens": 3} | changes))
+
+
+def test_by_default_every_question_fits_and_the_length_is_said(inputs, tmp_path, capsys):
+    long = {**lines("tpo")[0], "input": "ship " * 97, "instructions": ["Which?" * 50, "Who?" * 50]}
+    write(inputs / "long", {"tpo": [long, lines("tpo")[1]]})
+    assert guarded(command.run, small(inputs, tmp_path / "run", data="long")) == 0
+    result = read_json(tmp_path / "run" / "leval.json")
+    told = predictions(tmp_path / "run")["tpo.pred.jsonl"]
+    needed = max(record["prompt_tokens"] for record in told) + 3
+    assert len(told) == 4 and result["left_out"] == [] and result["length"] == needed > 1024
+    assert f"length: {needed:,} positions, as needed" in capsys.readouterr().out
+    short = small(inputs, tmp_path / "short", data="long", length=needed - 1)
+    assert guarded(command.run, short) == 3
+    assert {
+        i["why"].partition(" was")[0] for i in read_json(tmp_path / "short" / "leval.json")["left_out"]
+    } <= {
+        "Question 0:0",
+        "Question 0:1",
+    }
+
+
+def test_replaced_weights_and_edited_questions_are_asked_anew(inputs, tmp_path, recwarn):
+    """At the same paths: of edited questions that task alone is asked again, of new weights every one."""
+    shutil.copytree(inputs / "small", tmp_path / "small")
+    shutil.copytree(inputs / "data", tmp_path / "data")
+    config = small(
+        inputs,
+        tmp_path / "run",
+        checkpoint=str(tmp_path / "small"),
+        tasks=("tpo", "quality"),
+        data=tmp_path / "data",
+    )
+    assert guarded(command.run, config) == 0
+    first = predictions(tmp_path / "run")
+    assert guarded(command.run, config) == 0 and predictions(tmp_path / "run") == first and not recwarn
+    edited = [{**record, "outputs": ["A", "B"]} for record in lines("tpo")]
+    (tmp_path / "data" / "tpo.jsonl").write_text("".join(json.dumps(record) + "\n" for record in edited))
+    assert guarded(command.run, config) == 0
+    second = predictions(tmp_path / "run")
+    assert [record["gt"] for record in second["tpo.pred.jsonl"]] == ["A", "B"] * 2
+    assert second["quality.pred.jsonl"] == first["quality.pred.jsonl"]
+    assert any("L-Eval's data.tpo changed" in str(w.message) for w in recwarn)
+    weights = tmp_path / "small" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert guarded(command.run, config) == 0
+    third = predictions(tmp_path / "run")
+    made_by = lambda found, task: {record["made_by"] for record in found[f"{task}.pred.jsonl"]}
+    for task in ("tpo", "quality"):
+        assert len(made_by(third, task)) == 1 and made_by(third, task) != made_by(second, task)
+    assert any("checkpoint.weights changed" in str(w.message) for w in recwarn)
+
+
+def test_a_half_finished_journal_of_other_weights_is_not_mixed_in(inputs, tmp_path, recwarn):
+    config = small(inputs, tmp_path / "run")
+    assert guarded(command.run, config) == 0
+    path = tmp_path / "run" / "predictions" / "tpo.pred.jsonl"
+    whole = path.read_text()
+    (tmp_path / "run" / "leval.json").unlink()
+    foreign = Journal(tmp_path / "foreign.jsonl", {"weights": "others"})
+    foreign.append({"id": "0:0", "small-1k_pred": "X", "gt": "D"})
+    path.write_text(foreign.path.read_text() + whole.splitlines(keepends=True)[0])
+    assert guarded(command.run, config) == 0
+    assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
+    assert any("other inputs" in str(w.message) for w in recwarn)
+
+
+def test_a_prompt_of_tokens_that_the_model_lacks_is_refused_before_anything_is_made(inputs, tmp_path, capsys):
+    config = model.PRESETS["tiny"].replace(
+        d_model=32, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=32, d_ff=32, vocab_size=100
+    )
+    lm = model.Decoder(config, jax.random.key(0))
+    interop.save_hf(lm, tmp_path / "less", rope=rope.RopeSpec(head_dim=32, train_length=512))
+    refused = small(inputs, tmp_path / "run", checkpoint=str(tmp_path / "less"), bos="none")
+    assert guarded(command.run, refused) == 2
+    assert "The prompt of question 0:0 of tpo holds token" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ceil", "exact"),
+    [(100, 512, 150), (512, 512, 562), (513, 1024, 563), (974, 1024, 1024), (975, 1536, 1025)],
+)
+def test_a_dynamic_scale_is_rounded_up_as_in_the_benchmarks_script(tokens, ceil, exact):
+    dynamic = rope.RopeSpec("dynamic_ntk", head_dim=32, train_length=512)
+    declared = leval_asking.declared_length
+    assert declared(dynamic, tokens, 50, 9999) == ceil
+    assert declared(dynamic, tokens, 50, 9999, "exact") == exact
+    assert declared(rope.RopeSpec(head_dim=32, train_length=512), tokens, 50, 9999) == 9999
+
+
+def test_the_base_of_dynamic_ntk_is_that_of_the_script():
+    """base * s^(d / (d - 2)), s = 2 for 5,000 tokens; the second pair turns by base^(-2 / d)."""
+    spec = rope.RopeSpec("dynamic_ntk", head_dim=128, train_length=4096)
+    for how, base in (("ceil", 20_221), ("exact", 13_521)):
+        length = leval_asking.declared_length(spec, 5000, 512, 0, how)
+        inverse = rope.frequencies(spec, length=length).inv_freq64
+        assert inverse[1] ** -64 == pytest.approx(base, abs=1)
+
+
+def test_questions_of_one_dynamic_scale_share_a_batch(inputs, tmp_path, monkeypatch):
+    uneven = [{**record, "input": "ship " * 5 * (i + 1)} for i, record in enumerate(lines("sci_fi"))]
+    write(inputs / "uneven", {"sci_fi": uneven})
+    batches = []
+    whole = generate.generate
+
+    def counted(lm, rows, *arguments, **options):
+        batches.append(len(rows))
+        return whole(lm, rows, *arguments, **options)
+
+    monkeypatch.setattr(generate, "generate", counted)
+    changes = {"encoding": "dynamic-ntk", "tasks": ("sci_fi",), "batch_size": 4, "data": "uneven"}
+    assert guarded(command.run, small(inputs, tmp_path / "ceil", **changes)) == 0
+    assert batches == [4, 4]  # with the second prompt of each
+    exact = small(inputs, tmp_path / "exact", dynamic_scale="exact", **changes)
+    assert guarded(command.run, exact) == 0
+    assert batches[2:] == [2, 2, 2, 2]
+
+
+def stored(path: Path, records: list[dict]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_stored_predictions_are_scored_with_intervals(tmp_path, capsys):
+    one = [{"query": "?", "gt": "D", "m_pred": said, "evaluation": "exam"} for said in ("D", "D.", "A", "D")]
+    files = [
+        stored(tmp_path / "m" / "tpo.pred.jsonl", one),
+        stored(
+            tmp_path / "m" / "gsm100.pred.jsonl", [{"gt": "The answer is 7", "m_pred": "The answer is 7"}]
+        ),
+        stored(tmp_path / "other" / "tpo.jsonl", [{"answer": "D", "prediction": "D"}]),
+    ]
+    assert guarded(command.run, Score(files=tuple(files))) == 0
+    out = capsys.readouterr().out
+    assert "75.00" in out and "30.1 … 95.4" in out and "4 (269)" in out and "100.00" in out
+    assert "L-Eval, closed-ended tasks (%): other" in out and "out of tokens" not in out
+    (averages,) = {row["Avg."] for row in report.table("m", [report.task_result("tpo", ["D"], ["D"])])}
+    assert averages == ""  # five tasks are missing
+
+
+def test_all_six_tasks_have_an_average(tmp_path, capsys):
+    files = [
+        stored(tmp_path / f"{task}.pred.jsonl", [{"gt": answers[0], "m_pred": answers[0]}])
+        for task, answers in ANSWERS.items()
+    ]
+    assert guarded(command.run, Score(files=tuple(files))) == 0
+    assert capsys.readouterr().out.count("100.00") == 7
+
+
+def test_the_space_of_a_slow_tokenizer_can_be_dropped(tmp_path, capsys):
+    said = [{"gt": "AC", "m_pred": " AC [/INST] Answer: D."}]
+    file = stored(tmp_path / "coursera.pred.jsonl", said)
+    for how, score in (("keep", "0.00"), ("drop", "100.00")):
+        assert guarded(command.run, Score(files=(file,), leading_space=how)) == 0
+        assert f" {score} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "code", "sentence"),
+    [
+        ("topic.pred.jsonl", [{"gt": "A", "m_pred": "A"}], 2, "named after no closed-ended task"),
+        ("tpo.pred.jsonl", [{"gt": "A"}], 2, "holds none (There is no 'prediction' in line 1"),
+        ("tpo.pred.jsonl", [{"gt": "A", "m_pred": "A"}, {"gt": "A", "n_pred": "A"}], 2, "those of m, n"),
+        (
+            "tpo.pred.jsonl",
+            [{"gt": "A", "m_pred": "A"}, {"m_pred": 3, "gt": "A"}],
+            3,
+            "left out, tpo: The field",
+        ),
+    ],
+)
+def test_stored_predictions_that_cannot_be_read_are_said(tmp_path, name, records, code, sentence, capsys):
+    assert guarded(command.run, Score(files=(stored(tmp_path / name, records),))) == code
+    said = capsys.readouterr()
+    assert sentence in said.out + said.err
+
+
+def test_two_files_of_one_task_are_not_one_row(tmp_path, capsys):
+    files = [stored(tmp_path / place / "tpo.jsonl", [{"gt": "A", "m_pred": "A"}]) for place in "ab"]
+    assert guarded(command.run, Score(files=tuple(files))) == 2
+    assert "a second file of m's predictions of tpo" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"checkpoint": "nowhere"}, "nowhere is not a directory or a GGUF file"),
+        ({"tasks": ()}, "--tasks must be at least one"),
+        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"length": 0}, "--length must be at least 1, got 0"),
+        ({"scale": float("nan"), "encoding": "yarn"}, "--scale must be at least 1, got nan"),
+        ({"scale": 0.5}, "--scale must be at least 1, got 0.5"),
+        ({"dynamic_scale": "floor"}, "--dynamic-scale must be ceil or exact, got 'floor'"),
+        ({"stop": ("",)}, "--stop must be strings of at least one character"),
+        ({"length": 20}, "no question could be asked"),
         ({"tasks": ("tpo", "topic")}, "unknown task 'topic'"),
         ({"paper": "70b"}, "Table 2 has no row '70b'"),
         ({"data": "nowhere"}, "--data must be a directory"),
@@ -164,6 +367,7 @@ def test_what_cannot_be_asked_is_said_and_the_rest_is_answered(inputs, tmp_path,
 def test_bad_input_is_one_sentence(inputs, tmp_path, changes, sentence, capsys):
     assert guarded(command.run, asked(inputs, tmp_path / "run", **changes)) == 2
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_papers_rows_are_the_goldens_and_each_has_its_preset():

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -84,12 +85,9 @@ def metas(folder: Path) -> list[dict]:
 
 
 def test_a_checkpoint_under_its_own_encoding_and_another(tmp_path, capsys):
-    shape = {"d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 16, "d_ff": 16}
-    lm = model.Decoder(model.PRESETS["tiny"].replace(**shape), jax.random.key(0))
-    interop.save_hf(lm, tmp_path / "small", rope=rope.RopeSpec(head_dim=16, train_length=256))
     config = dataclasses.replace(
         PRESETS["checkpoint"][1],
-        checkpoints=(f"small={tmp_path / 'small'}",),
+        checkpoints=(f"small={checkpoint(tmp_path / 'small')}",),
         encodings=("own", "yarn"),
         tokenizer="bytes",
         lengths=(512,),
@@ -106,9 +104,118 @@ def test_a_checkpoint_under_its_own_encoding_and_another(tmp_path, capsys):
     assert all(int(row["prompt_tokens"]) < 512 for row in rows)
 
 
+def checkpoint(folder: Path, seed: int = 0, vocab_size: int = 258) -> Path:
+    """A small random LLaMA with a byte vocabulary."""
+    shape = {"d_model": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "head_dim": 16, "d_ff": 16}
+    config = model.PRESETS["tiny"].replace(**shape, vocab_size=vocab_size)
+    lm = model.Decoder(config, jax.random.key(seed))
+    interop.save_hf(lm, folder, rope=rope.RopeSpec(head_dim=16, train_length=256))
+    return folder
+
+
+def asked(folder: Path, *paths: Path, **changes):
+    """The config of a study of checkpoints, one short cell each."""
+    common = {
+        "checkpoints": tuple(map(str, paths)),
+        "template": "short-bytes",
+        "tokenizer": "bytes",
+        "lengths": (64, 64),
+        "depths": (0.5,),
+        "trials": 2,
+        "run_dir": str(folder),
+    }
+    return dataclasses.replace(PRESETS["checkpoint"][1], **(common | changes))
+
+
+def test_replaced_weights_are_asked_anew_and_a_cell_that_is_named_twice_once(tmp_path, recwarn):
+    small = checkpoint(tmp_path / "small")
+    config = asked(tmp_path / "run", small)
+    cells = lambda: [json.loads(line) for line in (tmp_path / "run" / "cells.jsonl").read_text().splitlines()]
+    assert guarded(command.run, config) == 0
+    first = cells()
+    assert guarded(command.run, config) == 0
+    assert cells() == first and len(first) == 1 and not recwarn
+    (tmp_path / "run" / "passkey.json").unlink()  # as if it had been stopped
+    shutil.rmtree(small)
+    checkpoint(small, seed=1)
+    assert guarded(command.run, config) == 0
+    second = cells()
+    assert len(second) == 1 and second[0]["made_by"] != first[0]["made_by"]
+    assert any("other inputs" in str(w.message) for w in recwarn)
+    shutil.rmtree(small)
+    checkpoint(small)
+    assert guarded(command.run, config) == 0
+    assert cells() == first
+    assert any("weights changed" in str(w.message) for w in recwarn)
+
+
+def test_each_checkpoint_is_asked_under_its_own_tokenizer(tmp_path):
+    plain, bare = checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "bare")
+    for folder, first in ((plain, True), (bare, False)):
+        byte_tokenizer(folder, puts_bos_first=first)
+    config = asked(tmp_path / "run", plain, bare, tokenizer=None)
+    assert guarded(command.run, config) == 0
+    identities = read_json(tmp_path / "run" / "passkey.json")["identity"]["models"]["checkpoints"]
+    assert [identity["bos"] for identity in identities.values()] == [256, None]
+    none = asked(tmp_path / "none", plain, tokenizer=None, bos="none")
+    assert guarded(command.run, none) == 0
+    (identity,) = read_json(tmp_path / "none" / "passkey.json")["identity"]["models"]["checkpoints"].values()
+    assert identity["bos"] is None
+
+
+def byte_tokenizer(folder: Path, puts_bos_first: bool) -> None:
+    """A byte-level tokenizer.json whose ids 256 and 257 are <s> and </s>."""
+    import tokenizers
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE({token: i for i, token in enumerate([*alphabet, "<s>", "</s>"])}, [])
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    if puts_bos_first:
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 256)]
+        )
+    made.save(str(folder / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"encodings": ("yam",)}, "unknown encoding 'yam'"),
+        ({"encodings": ("yarn",), "scale": float("inf")}, "--scale must be at least 1, got inf"),
+        ({"vocab_size": 100, "bos": "none"}, "outside the vocabulary of the model"),
+        ({"lengths": (20,)}, "alone is longer than 20 tokens"),
+    ],
+)
+def test_a_checkpoint_is_refused_before_anything_is_made(tmp_path, changes, sentence, capsys):
+    small = checkpoint(tmp_path / "small", vocab_size=changes.pop("vocab_size", 258))
+    assert guarded(command.run, asked(tmp_path / "run", small, **changes)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"encodings": ()}, "--encodings must be at least one"),
+        ({"depths": ()}, "--depths must be at least one"),
+        ({"depths": (0.5, 1.5)}, "--depths must be at most 1, got 1.5"),
+        ({"depths": (-0.1,)}, "--depths must be at least 0, got -0.1"),
+        ({"depths": (float("nan"),)}, "--depths must be at least 0, got nan"),
+        ({"trials": 0}, "--trials must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"lengths": (0,)}, "--lengths must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"seeds": (0, -1)}, "--seeds must be at least 0, got -1"),
+        ({"stages": (), "stage_steps": (), "stage_rows": ()}, "--stages must be at least one"),
+        ({"stage_steps": (0,)}, "--stage-steps must be at least 1, got 0"),
+        ({"scale": 0.5}, "--scale must be at least 1, got 0.5"),
+        ({"encodings": ("yam",)}, "unknown encoding 'yam'"),
         ({"template": "long"}, "unknown passkey template 'long'"),
         ({"encodings": ("own",)}, "have no encoding of their own"),
         ({"train_length": 128}, "give --encodings by name and --train-length 64"),

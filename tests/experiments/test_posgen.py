@@ -77,7 +77,7 @@ def test_it_writes_everything_it_promises(finished):
     }
     assert {gap["encoding"] for gap in result["differences"]} == {"Resonance RoPE"}  # YaRN is not there
     assert result["tasks"]["cot"]["trainings"] == 4 and result["tasks"]["cot"]["run_steps_per_second"] > 0
-    encodings = read_json(folder / "encodings.json")
+    encodings = read_json(folder / "encodings.json", list)
     assert [e["encoding"] for e in encodings] == ["RoPE", "Resonance RoPE", "Resonance YaRN", "Llama 3"]
     assert encodings[2]["trained"]["fingerprint"] == encodings[1]["evaluated"]["fingerprint"]
     for name in ("accuracy_by_position.png", "validation_loss.png"):

@@ -63,7 +63,7 @@ def test_it_writes_everything_it_promises(finished):
         assert row["protocol"] == "prefix" and row["bos"] == 256
         assert row["tokens"] == row["windows"] * (row["length"] - 1) and row["documents"] <= 6
     assert len({row["windows"] for row in result["rows"]}) == 1
-    encodings = read_json(finished / "encodings.json")
+    encodings = read_json(finished / "encodings.json", list)
     assert len(encodings) == 10 and all(e["spec"]["head_dim"] == 16 for e in encodings)
     assert (finished / "perplexity.png").read_bytes()[:4] == b"\x89PNG"
     report = (finished / "report.md").read_text()

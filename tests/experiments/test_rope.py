@@ -9,18 +9,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 
-from experiments.rope import main
+from experiments.rope import ASKED, show_check
+from experiments.rope import run as run_config
 from resonance_jax import interop, model, rope
+from resonance_jax.command import guarded
 from resonance_jax.files import read_json
 
 SMALL = ("--head-dim", "16", "--train-length", "64", "--scale", "4")
 
 
 def run(*arguments) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return end.value.code
+    asked = tyro.conf.PositionalRequiredArgs[ASKED]
+    return guarded(run_config, tyro.cli(asked, args=[str(argument) for argument in arguments]))
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -121,10 +123,17 @@ def test_export_is_the_same_model_in_transformers(checkpoint, capsys, tmp_path):
     assert read_json(out / "config.json")["bos_token_id"] == 256 and (out / "tokenizer_config.json").exists()
     assert run(*command) == 0  # again: only shown
     assert capsys.readouterr().out == said
-    result["rows"][0]["logits_alike"] = 0.01
-    (folder / "export.json").write_text(json.dumps(result))
-    assert run(*command) == 1
-    assert "NOT the same model" in capsys.readouterr().out
+    (folder / "export.json").write_text(json.dumps({**result, "text": "edited"}))
+    with pytest.warns(UserWarning, match="is damaged or was edited: made anew"):
+        assert run(*command) == 0
+    for row, key, value in ((0, "logits_alike", 0.01), (0, "logits_alike", np.nan), (1, "logits", np.inf)):
+        bad = json.loads(json.dumps(result))
+        bad["rows"][row][key] = value
+        assert show_check(bad, 1e-4) == 1
+        assert "NOT the same model" in capsys.readouterr().out
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
+    assert run(*command) == 2
+    assert "is not what this run wrote" in capsys.readouterr().err
 
 
 def test_export_without_torch_says_so(checkpoint, capsys, tmp_path, monkeypatch):
@@ -176,6 +185,14 @@ MISTAKES = {
     "no checkpoint": (["export", "nowhere"], "nowhere is not a directory"),
     "no encoding": (["export", "CHECKPOINT", "--encoding", "yam"], "unknown encoding 'yam'"),
     "too short": (["export", "CHECKPOINT", "--length", "9"], "less than the training length 64"),
+    "a scale that overflows": (["show", "ntk", "--scale", "1e308"], "--scale must be from 1 to 2^31"),
+    "no head": (["show", "rope", "--head-dim", "0"], "--head-dim must be a whole number of at least 1"),
+    "no training": (["explain", "yarn", "--train-length", "0"], "--train-length must be a whole number"),
+    "more than memory": (["show", "rope", "--length", "1000000000"], "positions need about"),
+    "an object store without its driver": (
+        ["show", "rope", "--run-dir", "http://a/b"],
+        "expected a local path",
+    ),
     "a directory in the way": (["export", "CHECKPOINT", "--out", "CHECKPOINT"], "exists already"),
 }
 
@@ -192,3 +209,4 @@ def test_a_mistake_is_one_sentence(checkpoint, capsys, tmp_path, monkeypatch, na
     assert run(*arguments) == 2
     err = capsys.readouterr().err
     assert sentence in err and len(err.strip().splitlines()) == 1, err
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

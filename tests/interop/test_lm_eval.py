@@ -150,3 +150,95 @@ def test_what_does_not_fit_is_said(checkpoint, caplog):
         lm.generate_until([Instance("generate_until", {}, ("a", {"max_gen_toks": 32}), 0)])
     with pytest.raises(ValueError, match="unknown model arguments: lenght"):
         ResonanceLM(str(checkpoint), lenght=32)
+
+
+def instances(kind, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, asked, 0) for asked in arguments]
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_the_number_of_new_tokens_has_four_names(checkpoint, name):
+    from resonance_jax.interop.lm_eval import ResonanceLM
+
+    lm = ResonanceLM(str(checkpoint), length=600)
+    asked = lm._options({name: 7, "until": "x"})
+    assert asked == (7, ("x",), 0.0, 1.0) and lm._options({})[0] == lm.max_gen_toks == 256
+
+
+@pytest.mark.parametrize("encoding", ["own", "dynamic-ntk"])
+def test_a_batch_is_what_one_request_after_the_other_is(checkpoint, encoding):
+    from resonance_jax.interop.lm_eval import ResonanceLM
+
+    lms = [ResonanceLM(str(checkpoint), encoding, length=96, batch_size=n) for n in (1, "4")]
+    texts = ["a ship", "There and back again, " * 6, "b", "a ship", "over the sea and far away"]
+    pairs = instances("loglikelihood", *[(text, " it " + "sank" * n) for n, text in enumerate(texts)])
+    one, four = (lm.loglikelihood(pairs) for lm in lms)
+    np.testing.assert_allclose([x for x, _ in one], [x for x, _ in four], rtol=1e-5)
+    assert [best for _, best in one] == [best for _, best in four]
+    whole = instances("loglikelihood_rolling", *[(text,) for text in texts])
+    one, four = (lm.loglikelihood_rolling(whole) for lm in lms)
+    np.testing.assert_allclose(one, four, rtol=1e-5)
+    until = instances("generate_until", *[(text, {"max_tokens": 4 + n % 2}) for n, text in enumerate(texts)])
+    one, four = (lm.generate_until(until) for lm in lms)
+    assert one == four and len(set(one)) > 1
+
+
+def test_chat_templates_are_applied_and_their_special_tokens_are_tokens(checkpoint, tmp_path):
+    import shutil
+
+    from resonance_jax.interop.lm_eval import ResonanceLM
+
+    template = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = shutil.copytree(checkpoint, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text(template)
+    lm, plain = ResonanceLM(str(chat), length=64), ResonanceLM(str(checkpoint), length=64)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so "}]
+    assert lm.apply_chat_template(talk[:1]) == "<s>[user]hi</s>[assistant]"
+    assert lm.apply_chat_template(talk, add_generation_prompt=False) == "<s>[user]hi</s>[assistant]so "
+    assert (
+        lm.apply_chat_template([{"role": "system", "content": "be"}, talk[0]]) == "<s>[user]hi</s>[assistant]"
+    )
+    ids = lm.tok_encode(lm.apply_chat_template(talk[:1]))
+    assert ids.count(256) == ids.count(257) == 1 and ids[0] == 256
+    assert lm.chat_template(True) == template and lm.chat_template(False) == plain.chat_template(False) == ""
+    assert lm.tokenizer_name != plain.tokenizer_name
+    with pytest.raises(ValueError, match="has no chat template"):
+        plain.chat_template(True)
+    with pytest.raises(ValueError, match="unknown chat template 'rag'"):
+        lm.chat_template("rag")
+
+
+def test_the_harnesss_own_flags_mean_something_or_are_refused(checkpoint):
+    from resonance_jax.interop.lm_eval import ResonanceLM
+
+    lm = ResonanceLM(str(checkpoint), device="cpu:1", bos="none")
+    assert lm.decoder.params["embed"].devices() == {jax.devices()[1]} and lm.tok_encode("a")[0] != 256
+    for name, value in (
+        ("batch_size", "auto"),
+        ("batch_size", 0),
+        ("max_batch_size", 8),
+        ("device", "cuda:9"),
+    ):
+        with pytest.raises(ValueError, match=name.replace("device", "no device 'cuda:9'")):
+            ResonanceLM(str(checkpoint), **{name: value})
+
+
+def test_any_of_several_end_tokens_ends_a_generation(checkpoint, tmp_path):
+    import shutil
+
+    from resonance_jax.interop.lm_eval import ResonanceLM
+
+    lm = ResonanceLM(str(checkpoint), length=64)
+    request = instances("generate_until", ("a ship", {"max_tokens": 6}))
+    (said,) = lm.generate_until(request)
+    ends = shutil.copytree(checkpoint, tmp_path / "ends")
+    first = int(lm.text.encode(said[0])[0])
+    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, first, 9999]}))
+    assert said and ResonanceLM(str(ends), length=64).generate_until(request) == [""]

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from resonance_jax.train import checksums
 from resonance_jax.train.checkpoint import Checkpoints, newest_step, saved_params
 from tests.bucket import bucket
+from tests.unchecked import unchecked
 
 MADE_BY = {"encodings": [], "settings": {"optimizer": {"lr": 0.1, "freeze": ["embed"]}, "seed": 3}}
 
@@ -194,7 +195,10 @@ def test_from_any_devices_to_any_others(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5])
 def test_a_number_of_checkpoints_to_keep_that_cannot_be(tmp_path, keep):
-    with pytest.raises(ValueError, match=f"keep must be a whole number of at least 1, got {keep}"):
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=f"keep must be a whole number of at least 1, got {keep}"),
+    ):
         Checkpoints(tmp_path / "new", MADE_BY, keep)
     assert not (tmp_path / "new").exists()
 

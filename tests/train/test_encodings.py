@@ -8,6 +8,7 @@ import pytest
 
 from resonance_jax import interop, model, rope, train
 from tests.train.small import CONFIG, batches
+from tests.unchecked import unchecked
 
 RESONANT = rope.RopeSpec("yarn", head_dim=16, scale=4.0, train_length=8, resonance=True)
 DYNAMIC = rope.RopeSpec("dynamic_ntk", head_dim=16, train_length=8)
@@ -105,13 +106,14 @@ def test_so_it_is_for_many_runs(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_under(tmp_path, encoding, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with unchecked(), pytest.raises(ValueError, match=sentence):
         fit(encoding, tmp_path / "run", length=0)
-    with pytest.raises(ValueError, match=sentence):
+    with unchecked(), pytest.raises(ValueError, match=sentence):
         train.fit_many(CONFIG, [0], [encoding], batches, ONE, tmp_path / "runs", length=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_many_runs_take_one_encoding_each(tmp_path):
-    with pytest.raises(ValueError, match="expected one encoding for each run, got Resonance YaRN alone"):
+    sentence = "expected one encoding for each run, got Resonance YaRN alone"
+    with unchecked(), pytest.raises(ValueError, match=sentence):
         train.fit_many(CONFIG, [0], RESONANT, batches, ONE, tmp_path)
