@@ -42,10 +42,16 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     if stored != asked:
         if stored is not None and _computed(child.name for child in folder.iterdir()):
             differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
-            changes = ", ".join(f"{k}: {stored.get(k)!r} there, {asked.get(k)!r} here" for k in differing)
+            changes = ", ".join(
+                f"{k}: {_shown(stored.get(k))} there, {_shown(asked.get(k))} here" for k in differing
+            )
             raise ValueError(f"{folder} holds a run of another config ({changes}); choose another --run-dir.")
         write_json(path, asked)
     return folder
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else repr(value)
 
 
 def _stored(path: FilePath) -> dict[str, object] | None:

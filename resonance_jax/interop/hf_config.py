@@ -64,7 +64,11 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
     (biases, another activation, quantisation, mixed layer types), and a value that is missing or no number.
     """
     family = hf.get("model_type")
-    if family not in _CLASSES or hf.get("architectures") not in (None, [], [_CLASSES[family]]):
+    if (
+        not isinstance(family, str)
+        or family not in _CLASSES
+        or hf.get("architectures") not in (None, [], [_CLASSES[family]])
+    ):
         raise ValueError(
             f"config.json states model_type={shown(family)}, architectures={shown(hf.get('architectures'))}; "
             f"supported are {' and '.join(_CLASSES.values())}."

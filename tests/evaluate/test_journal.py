@@ -56,3 +56,10 @@ def test_a_changed_line_is_dropped(path):
     with pytest.warns(UserWarning, match="2 damaged"):
         assert plain(Journal(path, MADE_BY)) == [RECORDS[0], RECORDS[1], RECORDS[4]]
     assert plain(Journal(path, MADE_BY)) == [RECORDS[0], RECORDS[1], RECORDS[4]]
+
+
+def test_a_line_that_is_there_twice_counts_once(path):
+    content = path.read_bytes()
+    path.write_bytes(content + content)
+    assert plain(Journal(path, MADE_BY)) == RECORDS
+    assert path.read_bytes() == content

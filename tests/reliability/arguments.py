@@ -89,7 +89,7 @@ VALUES = {
         "length": [0, -1],
     },
     "parity": {
-        "lengths": [(), (-1.0,), (NAN,)],
+        "lengths": [(-1.0,), (NAN,)],
         "positions": [(-1,)],
         "checkpoint": ["nowhere", ""],
         "seed": [-1],

@@ -14,7 +14,8 @@ from resonance_jax.command.run_folder import SET_UP
 from tests.unchecked import unchecked
 
 PYTHONS_WORDS = re.compile(
-    r"NoneType|object is not|has no attribute|invalid literal|unhashable|out of range|Expecting |could not "
+    r"NoneType|object is not|has no attribute|invalid literal|unhashable|index out of range|Expecting |"
+    r"could not "
     r"convert|<class|[A-Z]\w+(Error|Exception)\b|must be real number|not supported between|"
     r"unexpected keyword|codec can't|not enough values|too many values|\bdict\b|\bNone\b"
 )

@@ -62,7 +62,7 @@ def _parquet(file: Path) -> None:
 def config_of(folder: Path, run_dir: Path, **changes: object) -> Config:
     """The perplexity of small/ under its own encoding at one length."""
     given = {"corpora": (str(folder / "lines.jsonl"),), "checkpoints": (f"small={folder / 'small'}",)}
-    common = {"encodings": ("own",), "lengths": (LENGTH,), "documents": 3, "run_dir": str(run_dir)}
+    common = {"encodings": ("own",), "lengths": (LENGTH,), "documents": 9, "run_dir": str(run_dir)}
     return dataclasses.replace(Config(checkpoints=()), **{**given, **common, **changes})
 
 
@@ -110,7 +110,7 @@ def byte_ids(texts: list[str]) -> list[list[int]]:
 
 def long_enough(documents: list[list[int]], bos: int | None) -> list[list[int]]:
     """The documents that fill a window."""
-    return [ids for ids in documents if len(ids) >= LENGTH - (bos is not None)][:3]
+    return [ids for ids in documents if len(ids) >= LENGTH - (bos is not None)]
 
 
 def a_config(rng: random.Random, folder: Path) -> Verdict:

@@ -105,6 +105,7 @@ def test_kills(inputs, tmp_path, kills):
                 differences += 1
                 faults.append(f"{name}: {changed} differ after kills")
         rows.append([name, done, *counts.values(), differences])
+        print(rows[-1], *faults, sep="\n", flush=True)
     print(_table(rows))
     assert not faults, "\n".join(faults)
 
