@@ -79,7 +79,9 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
                 f"config.json states {key}={shown(hf[key])}, which is not supported; expected {shown(only)}."
             )
     for where in (hf, hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
-        partial = where.get("partial_rotary_factor") if isinstance(where, Mapping) else None
+        if not isinstance(where, Mapping) or where.get("rope_type") == "proportional":
+            continue  # whose own option it is, and whole heads are rotated
+        partial = where.get("partial_rotary_factor")
         if partial not in (None, 1):
             raise ValueError(
                 f"config.json states partial_rotary_factor={shown(partial)}, but transformers' "

@@ -31,6 +31,8 @@ ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
 """What fit_many trains on: a function of the step, see there."""
 Steps = Mapping[str, Int[Array | np.ndarray, "K *E B _"]]
 """The batches of K steps: one for all runs, or one for each of E."""
+Examples = Mapping[str, Int[Array | np.ndarray, "examples _"]]
+"""Rows that stay on the devices, of which a batch names the numbers."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -40,7 +42,7 @@ def _run_mesh(runs: int) -> Mesh:
     return Mesh(np.asarray(devices[:count]), ("runs",))
 
 
-def _batch(examples: Batch | None, batch: Batch | Int[Array, "B"]) -> Batch:
+def _batch(examples: Examples | None, batch: Batch | Int[Array, "B"]) -> Batch:
     """The batch itself, or the examples of its row numbers; nothing of row -1 is scored."""
     if isinstance(batch, Mapping):
         return batch
@@ -93,7 +95,7 @@ def _program(
         state: TrainState,
         freqs: rope.Frequencies,
         batches: Steps | Int[Array, "K B"],
-        examples: Batch | None,
+        examples: Examples | None,
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[TrainState, Metrics]:
@@ -110,7 +112,7 @@ def _program(
         states: TrainState,
         freqs: rope.Frequencies,
         batches: Steps | Int[Array, "K *E B"],
-        examples: Batch | None,
+        examples: Examples | None,
         start: Int[Array, ""],
         count: Int[Array, ""],
     ) -> tuple[TrainState, Metrics]:
@@ -168,7 +170,7 @@ class ManyRunsProgram:
         freqs: rope.Frequencies | Sequence[rope.Frequencies],
         batches: ManyBatches,
         training: TrainConfig,
-        examples: Batch | None = None,
+        examples: Examples | None = None,
         params: Params | None = None,
     ) -> None:
         if not isinstance(freqs, rope.Frequencies):

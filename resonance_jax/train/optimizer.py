@@ -7,22 +7,24 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
 from resonance_jax.settings.optimizer import OptimizerConfig
 
-ByStep = Callable[[Int[Array, ""] | int], Num[Array, ""]]
+Number = Num[Array, ""] | float
+"""A number, on a device or not."""
+ByStep = Callable[[Number], Num[Array, ""]]
 """A number that changes during a run: a function of the optimizer step, counted from 0."""
 
 
-def _anneal(start: float, end: float, share: Num[Array, ""]) -> Num[Array, ""]:
+def _anneal(start: float, end: float, share: Number) -> Num[Array, ""]:
     return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
 
 
 def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step: float) -> ByStep:
     """PyTorch's two cosine phases: start -> peak until `peak_step`, then peak -> end at `last_step`."""
 
-    def value(count: Int[Array, ""] | int) -> Num[Array, ""]:
+    def value(count: Number) -> Num[Array, ""]:
         # A cycle whose peak is its very first step has no way up.
         share = count / peak_step if peak_step > 0 else jnp.ones_like(count, jnp.float32)
         up = _anneal(start, peak, jnp.clip(share, 0, 1))

@@ -83,8 +83,8 @@ def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(input
         (["--encodings", "yarn@other"], "names no checkpoint"),
         (["--encodings", "yam"], "unknown encoding 'yam'"),
         (["--protocol", "windows"], "unknown protocol 'windows'"),
-        (["--lengths", "5000"], "none of the 5 documents has the 4999 tokens"),
-        (["--min-tokens", "5000"], "no document has 5000 tokens"),
+        (["--lengths", "5000"], "none of its 5 documents has the 4,999 tokens"),
+        (["--min-tokens", "5000"], "none of its 5 documents has the 5,000 tokens"),
         (["--checkpoints", "/nowhere/at/all"], "is not a directory"),
     ],
 )

@@ -161,7 +161,7 @@ def test_protocols_train_what_they_say():
         ({"encodings": ("rope", "default")}, "an encoding is named twice in rope default"),
         ({"seeds": (1, 1)}, "--seeds must be at least one, each once; got 1 1"),
         ({"tasks": ()}, "--tasks must be at least one"),
-        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size must be a whole number of at least 1, got 0"),
         ({"batch_size": 16, "micro": 5}, "16 rows cannot be cut in micro-batches of 5"),
         ({"head_dim": 7}, "the rotary size must be even"),
         ({"d_model": 0}, "d_model must be a positive whole number"),

@@ -400,7 +400,7 @@ def test_directories_that_are_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{")
     refused("is not JSON")
     (tmp_path / "config.json").write_text("[]")
-    refused("holds list, expected a JSON object")
+    refused("expected a JSON object")
     (tmp_path / "config.json").write_text(json.dumps(HF))
     refused(r"has no \*\.safetensors file")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
