@@ -16,6 +16,7 @@ from resonance_jax.train.state import new_state
 from resonance_jax.train.step import summed_loss, train_step
 from tests.model import test_t5
 from tests.model.test_t5 import CONFIG, NAMES, TYPES
+from tests.unchecked import unchecked
 
 LOSS, NORM = 5e-5, 1e-3  # absolute, relative
 MLP = ("layers/mlp_norm", "layers/up", "layers/down")
@@ -151,6 +152,7 @@ def test_more_runs_than_memory_holds_are_refused_before_anything_is_made(tmp_pat
 
 
 @pytest.mark.parametrize("mapped, fit", [("vmap", 10), ("map", 12)])
+@unchecked()  # a program's figures stand for the program
 def test_how_many_runs_fit(monkeypatch, mapped, fit):
     """20 runs on two devices: 100 MiB a run that stays (arguments and results), 20 MiB of temporaries."""
     MiB = 2**20

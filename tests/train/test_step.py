@@ -12,6 +12,7 @@ from resonance_jax.train.optimizer import make_optimizer, schedules
 from resonance_jax.train.state import new_state
 from resonance_jax.train.step import gradients, summed_loss, train_step, with_labels
 from tests.train.small import CONFIG, ENCODINGS, batches
+from tests.unchecked import unchecked
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,7 @@ TRAININGS = {
 
 
 @pytest.mark.parametrize("sentence", [*OPTIMIZERS, *TRAININGS])
+@unchecked()
 def test_bad_settings_are_refused(sentence):
     with pytest.raises(ValueError, match=sentence):
         if sentence in OPTIMIZERS:
