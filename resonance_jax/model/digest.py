@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 _BLOCK_BYTES = 1 << 26
 
 
-def weights_digest(params: PyTree[Float[Array, "..."]]) -> str:
+def weights_digest(params: PyTree[Float[Array | np.ndarray, "..."]]) -> str:
     """SHA-256 over every weight: its path, dtype, shape and all its bytes.
 
     The same however the weights are cut over devices and hosts; every process takes part and gets it. It
