@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from configs.rope import Explain, Export, Numerics, Show, Table
 from resonance_jax import digest
-from resonance_jax.command import keep_result, kept_result, leave_on_signals, main, open_run
+from resonance_jax.command import (
+    default_folder,
+    keep_result,
+    kept_result,
+    leave_on_signals,
+    main,
+    open_run,
+)
 from resonance_jax.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -216,6 +223,9 @@ def export(config: Export) -> int:
     source = interop.open_checkpoint(config.checkpoint)
     spec, train_length, length = export_spec(config, source)
     tokenizer = check_tokenizer(config, source) if config.check else None
+    begun = Path(config.run_dir or default_folder("rope-export", config)).exists()
+    if not begun and config.out is not None and Path(config.out).exists() and any(Path(config.out).iterdir()):
+        raise ValueError(f"{config.out} exists already; name a new or an empty directory with --out.")
     folder = open_run("rope-export", config)
     out = Path(config.out or folder / "hf")
     made_by = {
