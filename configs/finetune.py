@@ -49,7 +49,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Fine-tune a decoder under one encoding; resumable to the bit, on another mesh too."""
+    """Fine-tune a decoder under one encoding; resumable, to the bit on the same mesh, to 1e-7 on another."""
 
     checkpoint: str | None = None
     """What to start from: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
