@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from resonance_jax.files import FilePath
+
 Identity = Mapping[str, object]
 """Names and values that JSON can say."""
 
@@ -47,7 +49,7 @@ def of_folder(folder: Path) -> str:
     return of_json({str(path.relative_to(folder)): of_file(path) for path in files})
 
 
-def of_file(file: Path) -> str:
+def of_file(file: FilePath) -> str:
     """SHA-256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -68,13 +70,14 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 def differing(kept: Identity, asked: Identity) -> list[str]:
     """The names, dotted where they are nested, under which two identities say different things."""
-    a, b = dict(_flat(kept)), dict(_flat(asked))
+    a, b = dict(flat(kept)), dict(flat(asked))
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+def flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(name, value) of everything in nested dictionaries, names joined by dots; a tuple is as a list."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else str(name))
+            yield from flat(inner, f"{path}.{name}" if path else str(name))
     else:
         yield path, list(value) if isinstance(value, tuple) else value

@@ -4,20 +4,18 @@ A checkpoint is a Hugging Face directory (config.json and *.safetensors), a GGUF
 the name of a packaged one. Opening it reads no weight.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resonance_jax import data, digest, rope
 from resonance_jax.data import gguf_file
 from resonance_jax.data.gguf_tokenizer import tokenizer_files
-from resonance_jax.files import read_json
 from resonance_jax.interop import gguf_model
 from resonance_jax.interop.hf_config import from_hf_config, read_config, stated_context
 from resonance_jax.interop.hf_files import TensorSlice, open_tensors, weight_files
@@ -121,24 +119,3 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         f"{path} is not a directory or a GGUF file, and no checkpoint has that name (there is "
         f"{', '.join(NAMED)}); expected a directory with config.json and *.safetensors, or a .gguf file."
     )
-
-
-def generation_config(path: Path) -> dict[str, Any]:
-    """generation_config.json of a directory, empty where there is none."""
-    file = path / "generation_config.json"
-    found = read_json(file) if file.is_file() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, expected a JSON object.")
-    return found
-
-
-@contextlib.contextmanager
-def as_directory(checkpoint: Checkpoint) -> Iterator[Path]:
-    """A directory with the checkpoint's config.json and companions, for software that wants one."""
-    if checkpoint.gguf is None:
-        yield checkpoint.path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(dict(checkpoint.stated)), encoding="utf-8")
-        checkpoint.write_companions(Path(folder))
-        yield Path(folder)

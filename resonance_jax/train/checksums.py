@@ -4,21 +4,20 @@ A manifest inside the step's folder states the step and the SHA-256 of every fil
 which Orbax writes afterwards, as it commits the step, and which hold nothing but the time of that.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from resonance_jax.digest import of_file
 from resonance_jax.files import FilePath, upload, write_json
 
 MANIFEST = "sha256.json"
 AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_BLOCK = 1 << 22
 
 
 def write_manifest(folder: FilePath, step: int) -> None:
     """State the step and the checksum of every file of a folder, in the folder itself."""
-    sums = {name: _sha256(folder / name) for name in _files(folder) if name not in AT_COMMIT}
+    sums = {name: of_file(folder / name) for name in _files(folder) if name not in AT_COMMIT}
     write_json(folder / MANIFEST, {"step": step, "files": sums})
 
 
@@ -42,7 +41,7 @@ def fault(folder: FilePath, step: int) -> str | None:
     for name, wanted in sums.items():
         if name not in there:
             return f"{name} is missing"
-        if _sha256(folder / name) != wanted:
+        if of_file(folder / name) != wanted:
             return f"{name} is damaged"
     return None
 
@@ -67,11 +66,3 @@ def _files(folder: FilePath, prefix: str = "") -> Iterator[str]:
             yield from _files(child, name + "/")
         elif not name.startswith((MANIFEST, f".{MANIFEST}")):
             yield name
-
-
-def _sha256(file: FilePath) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

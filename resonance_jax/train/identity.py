@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from resonance_jax import rope
+from resonance_jax.digest import flat
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.lowering import default_precision
 from resonance_jax.parallel.mesh import sharding
@@ -99,7 +100,7 @@ def refuse_another(saved: Mapping[str, Any], asked: Identity) -> None:
     only its encodings are compared.
     """
     _refuse_other_encodings(saved.get("encodings", []), asked["encodings"])
-    there, here = _flat(saved.get("settings", asked["settings"])), _flat(asked["settings"])
+    there, here = dict(flat(saved.get("settings", asked["settings"]))), dict(flat(asked["settings"]))
     differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     if differing:
         told = ", ".join(
@@ -123,16 +124,6 @@ def _refuse_other_encodings(saved: Encodings, asked: Encodings) -> None:
         )
 
 
-def _flat(value: JSON, name: str = "") -> dict[str, JSON]:
-    """Nested dictionaries as one, their keys joined by dots."""
-    if not isinstance(value, dict):
-        return {name: value}
-    found = {}
-    for key, child in value.items():
-        found |= _flat(child, f"{name}.{key}" if name else str(key))
-    return found
-
-
-def _short(value: JSON) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:30] + "…" + text[-6:]
