@@ -13,8 +13,8 @@ from resonance_jax.command import kept_result, open_run, use_every_core
 from resonance_jax.command.bounds import check_at_least, check_some
 
 
-def run(config: Config) -> None:
-    """Ask what is missing, then print the table."""
+def run(config: Config) -> int:
+    """Ask what is missing, then print the table; 3: a model is left out because its training diverged."""
     from experiments.passkey.study import Checkpoints
     from experiments.passkey.trained import Trained
     from resonance_jax.report.tables import print_table
@@ -26,7 +26,10 @@ def run(config: Config) -> None:
     identity = study.identity()
     result = kept_result(folder / "passkey.json", identity) or study.result(folder, identity)
     print_table(result["table"], heading(config))
+    for sentence in result["left_out"]:
+        print(sentence)
     print(f"{folder}/passkey.png  {folder}/passkey.csv")
+    return 3 if result["left_out"] else 0
 
 
 def heading(config: Config) -> str:

@@ -38,7 +38,7 @@ class Asked:
 class Study:
     """Models, and the grid of cells that each is asked under each of its encodings.
 
-    encodings: by model, then by label.
+    encodings: by model, then by label. remarks: sentences on models that could not be asked.
     """
 
     encodings: dict[int | str, dict[str, rope.RopeSpec]]
@@ -47,6 +47,7 @@ class Study:
         from resonance_jax.evaluate import passkey
 
         self.config, self.wording = config, passkey.template(config.template)
+        self.remarks: list[str] = []
         self.cells = [
             (length, depth)
             for length in dict.fromkeys(config.lengths)
@@ -122,8 +123,10 @@ class Study:
                     done += 1
             progress(done, len(wanted))
         by_place = {_place(cell): cell for cell in journal.records}
-        cells = [by_place[place] for place in wanted]
-        return write_results(folder, config, cells, time.monotonic() - began, identity)
+        cells = [by_place[place] for place in wanted if place in by_place]
+        if not cells:
+            raise ValueError(f"no model could be asked. {' '.join(self.remarks)}")
+        return write_results(folder, config, cells, self.remarks, time.monotonic() - began, identity)
 
 
 def _place(cell: ModelCell) -> Place:
@@ -181,7 +184,12 @@ class Checkpoints(Study):
 
 
 def write_results(
-    folder: Path, config: Config, cells: Sequence[ModelCell], seconds: float, identity: Identity
+    folder: Path,
+    config: Config,
+    cells: Sequence[ModelCell],
+    remarks: Sequence[str],
+    seconds: float,
+    identity: Identity,
 ) -> dict:
     """passkey.csv, passkey.png, and last passkey.json, whose presence says the run is finished."""
     from resonance_jax import report
@@ -196,6 +204,7 @@ def write_results(
     result = {
         "table": passkey.table(cells),
         "template": config.template,
+        "left_out": list(remarks),
         "columns of found": FOUND,
         "found": [[cell[name] for name in FOUND] for cell in cells],
         "machine": report.machine(),

@@ -89,7 +89,8 @@ class Trained(Study):
         kinds = sorted({spec.resonance for spec in self.bare.values()})
         runs = [(seed, resonance) for seed in self.seeds for resonance in kinds]
         plain = [rope.named("resonance-rope" if r else "rope", **self.settings) for _, r in runs]
-        base = None
+        base, broken = None, set()
+        names = [f"{spec.title}, seed {seed}," for (seed, _), spec in zip(runs, plain, strict=True)]
         for i, (length, steps, rows) in enumerate(
             zip(config.stages, config.stage_steps, config.stage_rows, strict=True)
         ):
@@ -106,6 +107,8 @@ class Trained(Study):
                 schedule="cosine" if last else "constant",
                 params=None if base is None else base.params,
             )
+            self.remarks += base.failures(names)
+            broken |= {(label, runs[e]) for e in base.failed for label in (*self.bare, *self.tuned)}
         assert base is not None  # because there is a stage
         found = {(label, run): base.lm(i) for i, run in enumerate(runs) for label in self.bare}
         yarn = {spec.resonance: spec for spec in self.tuned.values()}
@@ -125,8 +128,13 @@ class Trained(Study):
                 params=jax.tree.map(lambda x: x[own], base.params),
             )
             found |= {(label, run): tuned.lm(i) for i, run in enumerate(again) for label in self.tuned}
+            names = [f"{yarn[r].title}, fine-tuned, seed {seed}," for seed, r in again]
+            self.remarks += tuned.failures(names)
+            broken |= {(label, again[i]) for i in tuned.failed for label in self.tuned}
         for seed, labels in self.encodings.items():
             for label, spec in labels.items():
+                if (label, (seed, spec.resonance)) in broken:
+                    continue
                 yield Asked(label, spec, seed, found[label, (seed, spec.resonance)], self.tokenizer)
 
 

@@ -12,8 +12,6 @@ from resonance_jax.command.run_lock import LOCK, hold
 from resonance_jax.files import FilePath, is_remote, reachable, read_json, write_json
 
 Kind = TypeVar("Kind")
-
-Kind = TypeVar("Kind")
 """A config, a dataclass."""
 SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
 """What lies in a run folder before anything was computed."""

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from resonance_jax import digest
 from resonance_jax.data.tokens import TokenFile
 
 
@@ -61,13 +62,27 @@ class Batches:
                 f"{token_file.header['corpus']['name']} has {len(token_file)} tokens, fewer than one chunk "
                 f"of {stride}: use a shorter length or more text."
             )
-        self._seed, self._stride = seed, stride
+        self._seed, self._stride, self._file = seed, stride, token_file
         self._order = functools.lru_cache(maxsize=2)(self.order)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every chunk was seen: ceil(chunks / batch_size)."""
         return math.ceil(self.chunks / self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all that the batches of every step depend on: the tokens, and how they are cut
+        and ordered."""
+        return digest.of_json(
+            {
+                "tokens": self._file.fingerprint,
+                "length": self.length,
+                "rows": self.batch_size,
+                "seed": self._seed,
+                "stride": self._stride,
+            }
+        )
 
     def order(self, epoch: int) -> Int64[np.ndarray, "chunks"]:
         """The order of one epoch, a permutation made from raw 64-bit words: the same in every NumPy."""

@@ -16,6 +16,7 @@ from typing import TypedDict, cast
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from resonance_jax import digest
 from resonance_jax.data.corpora import Corpus
 from resonance_jax.data.documents import LeftOut
 from resonance_jax.data.ids import check_ids, document_ids, with_bos
@@ -94,6 +95,13 @@ class TokenFile:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over what the tokens were made from: the text, the tokenizer and the rule."""
+        tokenizer = self.header["tokenizer"]
+        made_from = (self.header["corpus"]["fingerprint"], tokenizer and tokenizer["fingerprint"])
+        return digest.of_json([*made_from, self.header["rule"]])
 
     def document(self, index: int) -> Int32[np.ndarray, "T"]:
         """The tokens of one document, with the BOS and EOS of the rule."""
@@ -192,7 +200,7 @@ def _build(
         remove_leftovers(folder, pattern)
     dtype = np.dtype(np.uint16 if tokenizer and tokenizer.vocab_size <= 1 << 16 else np.int32)
     left_out: list[LeftOut] = []
-    offsets, largest, digest = [0], (-1, ""), hashlib.sha256()
+    offsets, largest, sums = [0], (-1, ""), hashlib.sha256()
     with scratch_file(folder, f"{stem}.npy") as temporary:
         with temporary.open("r+b") as file:
             file.write(_npy_header(dtype, 0))
@@ -201,7 +209,7 @@ def _build(
                 if len(ids) and ids.max() > largest[0]:
                     largest = (int(ids.max()), document.name)
                 content = ids.astype(dtype).tobytes()
-                digest.update(content)
+                sums.update(content)
                 file.write(content)
                 offsets.append(offsets[-1] + len(ids))
                 if progress:
@@ -222,7 +230,7 @@ def _build(
         }
         path = _path(folder, stem, corpus)
         move(temporary, path)
-    checksum = _sealed(digest, _npy_header(dtype, offsets[-1]), header)
+    checksum = _sealed(sums, _npy_header(dtype, offsets[-1]), header)
     write_json(path.with_suffix(".json"), {**header, "checksum": checksum})
     return TokenFile(path)
 
@@ -238,19 +246,19 @@ def _npy_header(dtype: np.dtype, total: int) -> bytes:
 
 def _checksum(path: Path, header: Mapping[str, object]) -> str:
     """The checksum that the header of the .npy file at `path` must have. ValueError if it cannot be read."""
-    digest = hashlib.sha256()
+    sums = hashlib.sha256()
     try:
         with path.open("rb") as file:
             first = file.read(NPY_HEADER_BYTES)
             while content := file.read(1 << 24):
-                digest.update(content)
+                sums.update(content)
     except OSError as error:
         raise ValueError(f"The token file {path} cannot be read: {reason(error)}.") from None
-    return _sealed(digest, first, header)
+    return _sealed(sums, first, header)
 
 
 def _sealed(tokens: "hashlib._Hash", npy_header: bytes, header: Mapping[str, object]) -> str:
-    """SHA-256 (hex) of the tokens, of which `tokens` is the digest so far, the .npy header and the facts."""
+    """SHA-256 (hex) of the tokens, of which `tokens` is the sum so far, the .npy header and the facts."""
     tokens.update(npy_header)
     tokens.update(json.dumps(header, sort_keys=True).encode())
     return tokens.hexdigest()

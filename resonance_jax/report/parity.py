@@ -80,13 +80,14 @@ def parity_plot(parity: Parity, path: AnyPath) -> None:
     figure, axes = new_figure(len(dtypes), width=4.8, height=max(3.4, 0.16 * len(names) + 1.6))
     for axis, dtype in zip(axes, dtypes, strict=True):
         errors = np.array([tap.by_position for tap in chosen if tap.dtype == dtype])
+        errors[~np.isfinite(errors)] = np.nan  # drawn blank: no number has a colour
         floor = 1e-18 if dtype == "float64" else 1e-9
         image = axis.imshow(
             np.maximum(errors, floor),
             aspect="auto",
             interpolation="nearest",
             cmap="cividis",
-            norm=LogNorm(floor, max(float(np.nanmax(errors)), 10 * floor)),
+            norm=LogNorm(floor, max([10 * floor, *errors[np.isfinite(errors)].tolist()])),
             extent=(0, longest, len(names) - 0.5, -0.5),
         )
         axis.set_title(dtype, fontsize=10)

@@ -24,9 +24,12 @@ RULES = {
 
 
 class Result(TypedDict):
-    """The result of one task. curves: by encoding, one per seed. ceiling: "id" and "ood" accuracy (0 … 1)."""
+    """The result of one task.
 
-    curves: dict[str, list[Curve]]
+    curves: by encoding, one per seed (None: its training diverged). ceiling: "id" and "ood" accuracy (0 … 1).
+    """
+
+    curves: dict[str, list[Curve | None]]
     ceiling: dict[str, float]
 
 
@@ -78,7 +81,9 @@ def rows(results: Mapping[str, Result]) -> list[Row]:
     table: list[Row] = []
     for rule in RULES:
         for task, result in results.items():
-            for title, curves in result["curves"].items():
+            for title, every in result["curves"].items():
+                if not (curves := [curve for curve in every if curve is not None]):
+                    continue
                 ood, id = percent(curves, "test_ood", rule), percent(curves, "test_id", rule)
                 paper = PAPER.get(title, {}).get(task)
                 table.append(
@@ -104,7 +109,7 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
     """Encoding a minus encoding b for each pair (a, b), paired by seed, with a 95 % t interval.
 
     The runs of one seed share their first weights and the order of their data. A pair that is not there, or
-    has fewer than two seeds, is left out. results: by task.
+    has fewer than two seeds that both trained to the end, is left out. results: by task.
     """
     from scipy.special import stdtrit
 
@@ -112,11 +117,14 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
     for rule in RULES:
         for task, result in results.items():
             for a, b in pairs:
-                both = [result["curves"].get(title, []) for title in (a, b)]
-                n = len(both[0])
-                if n < 2 or len(both[1]) != n:
+                every = [result["curves"].get(title, []) for title in (a, b)]
+                if len(every[0]) != len(every[1]):
                     continue
-                gap = percent(both[0], "test_ood", rule) - percent(both[1], "test_ood", rule)
+                both = [(x, y) for x, y in zip(*every, strict=True) if x is not None and y is not None]
+                if (n := len(both)) < 2:
+                    continue
+                ours, other = zip(*both, strict=True)
+                gap = percent(ours, "test_ood", rule) - percent(other, "test_ood", rule)
                 half = float(stdtrit(n - 1, 0.975) * gap.std(ddof=1) / n**0.5)
                 mean = float(gap.mean())
                 verdict = "inside the spread" if abs(mean) <= half else "better" if mean > 0 else "worse"

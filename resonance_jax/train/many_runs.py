@@ -43,6 +43,13 @@ class ManyRuns:
     context_lengths: tuple[int, ...]
     failed: dict[int, int] = dataclasses.field(default_factory=dict)
 
+    def failures(self, names: Sequence[str]) -> list[str]:
+        """A sentence on each run that failed. names: of all runs, for people."""
+        return [
+            f"{names[run]} is left out: its training diverged in step {step}."
+            for run, step in sorted(self.failed.items())
+        ]
+
     def lm(self, run: int) -> Decoder:
         """Run `run` as a Decoder of its own, which states the encoding that it was trained under."""
         return Decoder(

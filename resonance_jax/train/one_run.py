@@ -59,7 +59,9 @@ def fit(
     Args:
         lm: the decoder to begin with. lm.config.dtype is that of the activations; the parameters are trained
             in promote_types(float32, dtype).
-        batches: data.Batches, of which each process reads its own rows, or a function step -> Batch.
+        batches: data.Batches, of which each process reads its own rows, or a function step -> Batch. A run
+            that goes on is held to all the batches of the former, and to the first one of the latter: what
+            else the function depends on belongs into meta.
         encoding: a RopeSpec, which the trained decoder then states (run.lm.rope), or a bare table, of which
             it can state nothing (None).
         config: how long, and with which optimizer.
@@ -100,6 +102,7 @@ def fit(
             "seed": seed,
             "lora": None if lora is None else dataclasses.asdict(lora),
             "data": data_digest(read, rows, mesh),
+            "every batch": getattr(batches, "fingerprint", None),
             "first weights": weights_digest(lm.params),
         },
         meta,

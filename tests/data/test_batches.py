@@ -84,6 +84,21 @@ def test_the_order_never_changes(tmp_path):
 ORDER_OF_SEED_3 = [[0, 1, 2, 7, 5, 6, 9, 8, 4, 3], [5, 8, 9, 6, 3, 7, 0, 1, 2, 4]]
 
 
+def test_the_fingerprint_is_of_every_batch(tmp_path):
+    """Another token far behind the first batch, another seed, length or number of rows: another fingerprint."""
+    file = counting(tmp_path / "a", 100)
+    first = data.Batches(file, 8, 2, seed=0).fingerprint
+    assert data.Batches(counting(tmp_path / "b", 100), 8, 2, seed=0).fingerprint == first
+    others = [
+        data.Batches(counting(tmp_path / "c", 101), 8, 2, seed=0),
+        data.Batches(file, 8, 2, seed=1),
+        data.Batches(file, 4, 2, seed=0),
+        data.Batches(file, 8, 3, seed=0),
+        data.Batches(file, 8, 2, seed=0, mode="truncate", source_chunk=10),
+    ]
+    assert len({first, *(other.fingerprint for other in others)}) == 6
+
+
 def test_bad_batches_are_one_sentence(tmp_path):
     file = counting(tmp_path, 100)
     with pytest.raises(ValueError, match="counting has 100 tokens, fewer than one chunk of 256"):

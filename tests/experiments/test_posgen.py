@@ -13,6 +13,7 @@ import pytest
 
 from configs.posgen import PRESETS
 from experiments import posgen
+from experiments.posgen.study import MLP, Study
 from resonance_jax import train
 from resonance_jax.command import guarded
 from resonance_jax.files import read_json
@@ -137,10 +138,29 @@ def test_a_plan_writes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_training_that_diverged_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+    """Its seed counts nowhere; the other seed of the same encoding does."""
+    fit_many = train.fit_many
+
+    def one_fails(*args, **options):
+        trained = fit_many(*args, **options)
+        trained.failed[0] = 3  # RoPE and what it is swapped for, first seed
+        return trained
+
+    monkeypatch.setattr(train, "fit_many", one_fails)
+    config = dataclasses.replace(TINY, tasks=("cot",), seeds=(0, 1), run_dir=str(tmp_path / "run"))
+    assert guarded(posgen.run, config) == 3
+    assert "cot: RoPE, seed 0, is left out: its training diverged in step 3." in capsys.readouterr().out
+    rows = {r["encoding"]: r["seeds"] for r in read_json(tmp_path / "run" / "table1.json")["rows"]}
+    assert rows["RoPE"] == 1 and rows["Resonance RoPE"] == 2
+    kept = read_json(tmp_path / "run" / "cot" / "result.json")["curves"]
+    assert kept["RoPE"][0] is None and kept["RoPE"][1] is not None
+
+
 def test_protocols_train_what_they_say():
-    study = lambda **changes: posgen.Study(dataclasses.replace(PRESETS["table1"][1], **changes))
+    study = lambda **changes: Study(dataclasses.replace(PRESETS["table1"][1], **changes))
     release, paper = study(protocol="release"), study(protocol="paper")
-    assert release.training.optimizer.freeze == posgen.MLP and not paper.training.optimizer.freeze
+    assert release.training.optimizer.freeze == MLP and not paper.training.optimizer.freeze
     assert release.training.steps == 79 * 150 and len(release.runs) == 2 * 5 and len(paper.runs) == 4 * 5
     assert (release.shape.d_model, release.shape.n_layers, release.shape.attention_scale) == (512, 2, 1.0)
     assert study(n_layers=6).shape.n_layers == 6

@@ -187,6 +187,24 @@ def test_another_run_is_refused_in_the_same_folder(alone, folder, sentence):
         train.fit(**same | OTHERS[sentence]())
 
 
+def test_a_corpus_that_changed_behind_the_first_batch_is_another_run(tmp_path):
+    """Batches that can say what all of them are made of are held to it, not to the first one alone."""
+
+    class Rows:
+        batch_size, length, fingerprint = ROWS, LENGTH, "one"
+
+        def rows(self, step, start, stop):
+            return data(0)["tokens"][start:stop]
+
+    constant = train.OptimizerConfig(lr=1e-2, schedule="constant", warmup=0.0)
+    same = dict(lm=decoder(), batches=Rows(), encoding=FREQS, run_dir=tmp_path)
+    train.fit(**same, config=training(steps=1, optimizer=constant))
+    edited = Rows()
+    edited.fingerprint = "other"
+    with pytest.raises(ValueError, match="every batch: 'one' there, 'other' here"):
+        train.fit(**same | {"batches": edited}, config=training(steps=2, optimizer=constant))
+
+
 def test_a_constant_rate_can_go_on_for_longer_but_not_back(tmp_path):
     constant = lambda steps: training(
         steps=steps, optimizer=train.OptimizerConfig(lr=1e-2, schedule="constant", warmup=0.0)

@@ -1,25 +1,14 @@
-"""PosGen: the paper's Table 1 and Figure 3, all encodings and seeds of a task in one compiled program.
-
-    python -m experiments.posgen smoke|cpu|table1 [--protocol corrected|release|paper] [--encodings …]
-
-Stop it at any time: the same command goes on where it was. configs/posgen.py has every preset and setting.
-"""
+"""What is trained and evaluated for one task of PosGen: every encoding and seed in one compiled program."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.posgen import PRESETS, Config
-from resonance_jax.command import keep_result, kept_result, main, open_run, options_of, use_every_core
-from resonance_jax.files import read_json, write_json, write_text
+from configs.posgen import Config
+from resonance_jax.command import keep_result, options_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,23 +26,6 @@ ELSEWHERE = ("tasks", "micro", "save_seconds", "plan", "run_dir")
 """Options that say where and how something is computed, or what else is."""
 MLP = ("layers/mlp_norm", "layers/up", "layers/down")
 """The parameters that the published code leaves as they were drawn."""
-
-
-def run(config: Config) -> None:
-    """Train and evaluate what is missing, then print the tables; or only plan it."""
-    use_every_core()
-    if config.plan:
-        plan(config)
-        return
-    study = Study(config)
-    folder = open_run("posgen", config)
-    write_json(folder / "encodings.json", study.records())
-    kept = {task: kept_result(folder / task / "result.json", study.identity(task)) for task in config.tasks}
-    if None in kept.values():
-        print(study.about())
-    results = {task: found or study.result(task, folder / task) for task, found in kept.items()}
-    write_results(folder, config, results)
-    show(folder)
 
 
 class Study:
@@ -246,13 +218,13 @@ class Study:
             )
             trained = self.fit(task, folder, self.training, clock.timed, progress)
         evaluations = [r for r in trained.history if "evaluation" in r]
+        scores = [record["evaluation"] for record in evaluations]
         curves: dict[str, list] = {encoding.title: [] for encoding in self.encodings}
         for e, (_, group) in enumerate(self.runs):
             for j, i in enumerate(group):
-                scores = [record["evaluation"] for record in evaluations]
-                curves[self.encodings[i].title].append(
-                    posgen_accuracy.curve(scores, e, j, order, c.train_length)
-                )
+                curve = posgen_accuracy.curve(scores, e, j, order, c.train_length)
+                curves[self.encodings[i].title].append(None if e in trained.failed else curve)
+        names = [f"{task}: {self.encodings[group[0]].title}, seed {seed}," for seed, group in self.runs]
         ceiling = data.ceiling(task, c.train_length, c.length, c.modulus, c.far, c.near, c.hash)
         result = {
             "task": task,
@@ -262,6 +234,7 @@ class Study:
             "steps": self.training.steps,
             "ceiling": ceiling._asdict(),
             "curves": curves,
+            "left_out": trained.failures(names),
             "device": f"{self.device.platform} ({self.device.device_kind})",
             "precision": self.precision,
             **clock.figures(),
@@ -287,109 +260,3 @@ def decoder_shape(config: Config) -> DecoderConfig:
     if config.model == "llama":
         return model.DecoderConfig(**common, norm_eps=1e-6, mlp="relu")
     return model.PRESETS["t5-small-decoder"].replace(**common, head_scale=config.d_model**-0.5)
-
-
-def plan(config: Config) -> None:
-    """Ten steps and an evaluation of the first task, timed; how long the whole would take."""
-    study = Study(config)
-    print(study.about())
-    calls: list[float] = []
-    evaluations: list[float] = []
-
-    def timed(evaluate: Evaluate) -> Evaluate:
-        def evaluation(params: Params) -> dict[str, SetScores]:
-            for _ in range(2):  # the first one compiles
-                began = time.monotonic()
-                record = evaluate(params)
-            evaluations.append(time.monotonic() - began)
-            return record
-
-        return evaluation
-
-    training = dataclasses.replace(study.training, steps=12, steps_per_call=2, save_seconds=float("inf"))
-    with tempfile.TemporaryDirectory() as folder:
-        tick = lambda *_, **__: calls.append(time.monotonic())
-        study.fit(config.tasks[0], Path(folder), training, timed, tick)
-    # The last call is followed by the evaluation.
-    step = statistics.median(b - a for a, b in itertools.pairwise(calls[:-1])) / 2
-    times = -(-config.epochs // config.eval_epochs)
-    minutes = (step * study.training.steps + evaluations[0] * times) / 60
-    runs, tasks = len(study.runs), len(config.tasks)
-    print(
-        f"a step of {runs} runs takes {1000 * step:.1f} ms ({runs / step:,.1f} run-steps/s), "
-        f"an evaluation {evaluations[0]:.1f} s.\n"
-        f"A task is {study.training.steps:,} steps and {times} evaluations, {minutes:.1f} minutes; "
-        f"{tasks} tasks take {tasks * minutes:.0f} minutes, about {tasks * minutes / len(config.seeds):.0f} "
-        "for each of the --seeds."
-    )
-
-
-def write_results(folder: Path, config: Config, results: dict[str, dict]) -> None:
-    """table1.md, .csv, .json and both pictures. results: by task."""
-    import numpy as np
-
-    from resonance_jax import report
-    from resonance_jax.report import plots, posgen
-
-    table = posgen.rows(results)
-    pairs = [(a, a.removeprefix("Resonance ")) for a in next(iter(results.values()))["curves"]]
-    gaps = posgen.differences(results, [(a, b) for a, b in pairs if a != b])
-    about = heading(config, results)
-    write_text(folder / "table1.csv", report.csv_text(table))
-    write_text(folder / "table1.md", posgen.report(table, gaps, about))
-    lines = lambda pick: {
-        task: {title: np.asarray([pick(c) for c in curves]) for title, curves in result["curves"].items()}
-        for task, result in results.items()
-    }
-    title = f"PosGen, protocol {config.protocol}, {len(config.seeds)} seeds"
-    plots.accuracy_by_position_plot(
-        lines(lambda c: c["by_position"]["best"]),
-        folder / "accuracy_by_position.png",
-        config.far + config.near,
-        config.train_length,
-        {task: (r["ceiling"]["id"], r["ceiling"]["ood"]) for task, r in results.items()},
-        title + ": accuracy at each token",
-    )
-    epochs = np.asarray(next(iter(results.values()))["epochs"])
-    plots.validation_loss_plot(
-        lines(lambda c: c["val_loss"]), folder / "validation_loss.png", epochs, title + ": validation loss"
-    )
-    timing = ("trainings", "steps", "device", "precision", "wall_seconds", "run_steps_per_second")
-    figures = {task: {name: result[name] for name in timing} for task, result in results.items()}
-    write_json(folder / "table1.json", {"rows": table, "differences": gaps, "tasks": figures})
-
-
-def heading(c: Config, results: dict[str, dict]) -> str:
-    """What was trained and measured, for table1.md."""
-    first = next(iter(results.values()))
-    minutes = sum(result["wall_seconds"] for result in results.values()) / 60
-    steps = sum(result["trainings"] * result["steps"] for result in results.values())
-    return "\n".join(
-        [
-            f"# PosGen, protocol `{c.protocol}`",
-            "",
-            f"{c.model}-like decoder, width {c.d_model}, {c.n_layers} layers, {c.n_heads} heads of "
-            f"{c.head_dim}, dropout {c.dropout:g}; {c.epochs} epochs of {c.train_rows:,} sequences of "
-            f"{c.train_length} tokens, batch {c.batch_size}, peak learning rate {c.lr:g} ({c.schedule}); "
-            f"hash `{c.hash}`; evaluated on {c.test_rows:,} sequences of {c.length}. Seeds "
-            f"{', '.join(map(str, c.seeds))}: mean ± standard deviation over them. The paper's figures are "
-            "of T5-small's size and its own protocol.",
-            "",
-            f"{first['device']}, {first['precision']}: {steps:,} run-steps in {minutes:.1f} minutes, "
-            f"{first['run_steps_per_second']:,.1f} run-steps/s while training.",
-        ]
-    )
-
-
-def show(folder: Path) -> None:
-    """Print the table under both rules."""
-    from resonance_jax.report import posgen, print_table
-
-    table = read_json(folder / "table1.json")["rows"]
-    for rule, meaning in posgen.RULES.items():
-        print_table(posgen.wide(table, rule), f"OOD accuracy (%), {meaning}")
-    print(f"{folder}/table1.md  {folder}/accuracy_by_position.png  {folder}/validation_loss.png")
-
-
-if __name__ == "__main__":
-    main(run, PRESETS, __doc__, preset_by_default=False)
