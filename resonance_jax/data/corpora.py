@@ -2,7 +2,8 @@
 
 `stdlib` is embedded: the interpreter's own standard library, a real corpus of long documents that every
 machine has. It differs between Python versions, so its description carries the version, and figures on it
-are never compared across interpreters.
+are never compared across interpreters. `passages` is three pieces of books that come with the project, the
+same everywhere (data/passages.py).
 """
 
 import functools
@@ -17,10 +18,11 @@ from pathlib import Path
 from resonance_jax.data.documents import Document, Item, LeftOut, LeftOutWarning, Reader
 from resonance_jax.data.files import check_name, file_items
 from resonance_jax.data.folders import File, folder_files, walk
+from resonance_jax.data.passages import passages
 from resonance_jax.data.splits import split_by_name
 from resonance_jax.files import found_at
 
-NAMES = ("stdlib", "pg19", "gov_report/<config>", "scrolls/gov_report")
+NAMES = ("passages", "stdlib", "pg19", "gov_report/<config>", "scrolls/gov_report")
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def corpus(
     name = str(name_or_path)
     if name == "stdlib":
         return _stdlib()
+    if name == "passages":
+        return Corpus(name, passages, {})
     if name == "pg19" or name.startswith(("gov_report/", "scrolls/")):
         from resonance_jax.data import tfds_corpora
 

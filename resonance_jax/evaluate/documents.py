@@ -18,10 +18,11 @@ Ids = Integer[np.ndarray, "_"]
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The documents of a corpus that are scored. short: how many were passed over because they are shorter
-    than min_tokens."""
+    """The documents of a corpus that are scored. names: theirs. short: how many were passed over because they
+    are shorter than min_tokens."""
 
     documents: tuple[Ids, ...]
+    names: tuple[str, ...]
     short: int
     min_tokens: int
 
@@ -60,7 +61,7 @@ def first_documents(
     """
     if count < 1:
         raise ValueError(f"--documents must be at least 1, got {count}.")
-    found, short = [], 0
+    found, names, short = [], [], 0
     for document in documents:
         ids = without_bos(document_ids(document, tokenizer), tokenizer.bos_id)
         if vocab_size is not None:
@@ -69,9 +70,10 @@ def first_documents(
             short += 1
             continue
         found.append(ids)
+        names.append(document.name)
         if len(found) == count:
             break
-    return Selection(tuple(found), short, min_tokens)
+    return Selection(tuple(found), tuple(names), short, min_tokens)
 
 
 def cut_pieces(

@@ -20,7 +20,7 @@ class Gain(TypedDict):
     differences: list[DifferenceRow]
     table: list[dict[str, str | float]]
     corpus: Mapping[str, object]
-    machine: dict[str, str | int | None]
+    machine: dict[str, str | int | float | None]
 
 
 def write_gain(

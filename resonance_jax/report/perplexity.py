@@ -4,22 +4,25 @@ from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Float64
 
-from resonance_jax.evaluate.bootstrap import paired_difference
+from resonance_jax.evaluate.bootstrap import Interval, paired_difference
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
+from resonance_jax.evaluate.student import FEW, student_interval
 from resonance_jax.rope import RopeSpec
 
 
 class FigureRow(TypedDict):
-    """One encoding at one length: how it was scored, both averages, and the 95 % interval of the first."""
+    """One encoding at one length: how it was scored, both averages, and the 95 % interval of the first, which
+    one document does not have."""
 
     encoding: str
     method: str
     resonance: bool
     length: int
     perplexity: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     window_mean: float
     protocol: str
     stride: int | None
@@ -57,7 +60,7 @@ def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> 
     """One row per length, with everything that is needed to compare it."""
     rows: list[FigureRow] = []
     for length, result in sorted(by_length.items()):
-        interval = result.interval()
+        interval = result.interval() if result.documents > 1 else None
         rows.append(
             {
                 "encoding": label,
@@ -65,8 +68,8 @@ def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> 
                 "resonance": spec.resonance,
                 "length": length,
                 "perplexity": result.token_mean,
-                "low": interval.low,
-                "high": interval.high,
+                "low": None if interval is None else interval.low,
+                "high": None if interval is None else interval.high,
                 "window_mean": result.window_mean,
                 "protocol": result.protocol,
                 "stride": result.stride,
@@ -97,26 +100,42 @@ def positions(label: str, result: Perplexity) -> list[PositionRow]:
 
 
 def difference(label: str, a: Perplexity, other: str, b: Perplexity) -> DifferenceRow:
-    """The NLL of a minus that of b on the same windows, its 95 % interval, and what that means.
+    """The NLL of a minus that of b on the same windows, its 95 % interval over documents, what that means.
 
-    label, other: the encodings' names for people.
+    The interval is Student's for fewer than FEW documents, the bootstrap's for more; one document has none,
+    and gets no verdict. label, other: the encodings' names for people.
     """
-    d = paired_difference(a.nll, b.nll, a.scored, a.document)
-    verdict = "inside the noise" if not d.excludes(0) else "better" if d.value < 0 else "worse"
-    return {
+    by_document = document_differences(a, b)
+    found: Interval | None
+    if len(by_document) < FEW:
+        found = student_interval(by_document)
+    else:
+        found = paired_difference(a.nll, b.nll, a.scored, a.document)
+    row: DifferenceRow = {
         "encoding": label,
         "minus": other,
         "length": a.length,
-        "difference": round(d.value, 4),
-        "95 % interval": f"{d.low:+.4f} … {d.high:+.4f}",
-        "verdict": verdict,
+        "difference": round(float(by_document.mean()) if found is None else found.value, 4),
+        "95 % interval": "" if found is None else f"{found.low:+.4f} … {found.high:+.4f}",
+        "verdict": "one document: no verdict",
     }
+    if found is not None:
+        row["verdict"] = (
+            "inside the noise" if not found.excludes(0) else "better" if found.value < 0 else "worse"
+        )
+    return row
+
+
+def document_differences(a: Perplexity, b: Perplexity) -> Float64[np.ndarray, "documents"]:
+    """The mean NLL per token of a minus that of b, document by document."""
+    _, index = np.unique(a.document, return_inverse=True)
+    return np.bincount(index, a.nll - b.nll) / np.bincount(index, a.scored)
 
 
 def table(
     rows: Iterable[FigureRow], lengths: Iterable[int], average: str = "perplexity"
 ) -> list[dict[str, str | float]]:
-    """One line per encoding, one column per length, and the 95 % interval at the longest.
+    """One line per encoding, one column per length, of several documents the 95 % interval at the longest.
 
     average: "perplexity" (over tokens) or "window_mean", which has no interval.
     """
@@ -126,7 +145,7 @@ def table(
         line = lines.setdefault(row["encoding"], {"encoding": row["encoding"]})
         if row["length"] in lengths:
             line[f"{row['length']:,}"] = row["perplexity"] if average == "perplexity" else row["window_mean"]
-        if row["length"] == lengths[-1] and average == "perplexity":
+        if row["length"] == lengths[-1] and average == "perplexity" and row["low"] is not None:
             line[f"95 % at {lengths[-1]:,}"] = f"{row['low']:.4g} … {row['high']:.4g}"
     return list(lines.values())
 

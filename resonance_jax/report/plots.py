@@ -115,6 +115,7 @@ def perplexity_plot(
     train_length: int | None = None,
     title: str = "",
     unit: str = "token",
+    positions: int = BIN,
 ) -> None:
     """Write a PNG: perplexity against length (left), and by position at the longest length (right).
 
@@ -124,18 +125,23 @@ def perplexity_plot(
         train_length: marked where it is known, in positions.
         title: above the panels.
         unit: what a token is, for the axes.
+        positions: to a point of the right panel, a multiple of BIN.
     """
     figure, (left, right) = new_figure(2, width=6.2, height=5.0)
     for label, by_length in results.items():
         lengths = sorted(by_length)
-        left.plot(lengths, [by_length[n].token_mean for n in lengths], label=label, **style(label))
+        drawn = style(label)
+        if len(lengths) == 1:
+            drawn["marker"] = "o"
+        left.plot(lengths, [by_length[n].token_mean for n in lengths], label=label, **drawn)
         longest = by_length[lengths[-1]]
-        some = longest.position_scored > 0
-        mean = np.exp(longest.position_nll[some] / longest.position_scored[some])
-        centre = (np.flatnonzero(some) + 0.5) * BIN
-        right.plot(centre, mean, **(style(label) | {"marker": None}))
+        starts = np.arange(0, len(longest.position_nll), positions // BIN)
+        nll, scored = (np.add.reduceat(x, starts) for x in (longest.position_nll, longest.position_scored))
+        some = scored >= positions // 2  # a few tokens at the end are no mean
+        centre = (starts[some] * BIN) + positions / 2
+        right.plot(centre, np.exp(nll[some] / scored[some]), **(style(label) | {"marker": None}))
     left.set_xlabel(f"context length ({unit}s)")
-    right.set_xlabel(f"position in the context ({unit}s), bins of {BIN}")
+    right.set_xlabel(f"position in the context ({unit}s), bins of {positions:,}")
     left.set_ylabel(f"perplexity per {unit}, to that length")
     right.set_ylabel(f"perplexity per {unit}, at that position")
     for axis in (left, right):

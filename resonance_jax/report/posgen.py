@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from resonance_jax.evaluate.posgen_accuracy import Curve
+from resonance_jax.evaluate.student import student_interval
 from resonance_jax.report.tables import Rows, markdown
 
 PAPER = {
@@ -111,8 +112,6 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
     The runs of one seed share their first weights and the order of their data. A pair that is not there, or
     has fewer than two seeds that both trained to the end, is left out. results: by task.
     """
-    from scipy.special import stdtrit
-
     table: list[Gap] = []
     for rule in RULES:
         for task, result in results.items():
@@ -121,23 +120,23 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
                 if len(every[0]) != len(every[1]):
                     continue
                 both = [(x, y) for x, y in zip(*every, strict=True) if x is not None and y is not None]
-                if (n := len(both)) < 2:
+                if len(both) < 2:
                     continue
                 ours, other = zip(*both, strict=True)
                 gap = percent(ours, "test_ood", rule) - percent(other, "test_ood", rule)
-                half = float(stdtrit(n - 1, 0.975) * gap.std(ddof=1) / n**0.5)
-                mean = float(gap.mean())
-                verdict = "inside the spread" if abs(mean) <= half else "better" if mean > 0 else "worse"
+                found = student_interval(gap)
+                assert found is not None  # because there are two seeds or more
+                verdict = "better" if found.value > 0 else "worse"
                 table.append(
                     {
                         "rule": rule,
                         "task": task,
                         "encoding": a,
                         "minus": b,
-                        "points": mean,
-                        "low": mean - half,
-                        "high": mean + half,
-                        "verdict": verdict,
+                        "points": found.value,
+                        "low": found.low,
+                        "high": found.high,
+                        "verdict": verdict if found.excludes(0) else "inside the spread",
                         "paper": _paper_gap(a, b, task),
                     }
                 )

@@ -77,6 +77,14 @@ class Progress:
             self._total, self._figures = total, "  ".join(parts)
             self._show(now, due=done >= total)
 
+    def say(self, text: str) -> None:
+        """Print a line that stays, above the one that is redrawn."""
+        with self._lock:
+            self.stream.write(("\r\x1b[2K" if self.live else "") + text + "\n")
+            if self.live:
+                self.stream.write(self._line(time.monotonic()))
+            self.stream.flush()
+
     def _line(self, now: float) -> str:
         passed = f"{_readable(now - self._began)} passed"
         if not self._marks:

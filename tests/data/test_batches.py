@@ -85,7 +85,7 @@ ORDER_OF_SEED_3 = [[0, 1, 2, 7, 5, 6, 9, 8, 4, 3], [5, 8, 9, 6, 3, 7, 0, 1, 2, 4
 
 
 def test_the_fingerprint_is_of_every_batch(tmp_path):
-    """Another token far behind the first batch, another seed, length or number of rows: another fingerprint."""
+    """Another token far behind the first batch, another seed, length or number of rows: another one."""
     file = counting(tmp_path / "a", 100)
     first = data.Batches(file, 8, 2, seed=0).fingerprint
     assert data.Batches(counting(tmp_path / "b", 100), 8, 2, seed=0).fingerprint == first

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs.finetune import CPU, PRESETS, Config
-from configs.quickstart import Config as Quickstart
+from configs.from_scratch import Config as FromScratch
 from experiments.finetune import run
 from experiments.finetune.inputs import gather
 from resonance_jax import interop, model, rope, train
@@ -149,33 +149,33 @@ def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> Path:
-    """What the quickstart leaves of its training, but short: two runs' checkpoint and the config."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    config = Quickstart(d_model=32, head_dim=16, n_layers=1, train_length=32, steps=4)
+def from_scratch(tmp_path_factory) -> Path:
+    """What experiments.from_scratch leaves of its training, but short: two runs and the config."""
+    folder = tmp_path_factory.mktemp("from_scratch")
+    config = FromScratch(d_model=32, head_dim=16, n_layers=1, train_length=32, steps=4)
     tables = [rope.frequencies(rope.RopeSpec(head_dim=16, resonance=r)) for r in (False, True)]
     tokens = np.tile(np.arange(8, dtype=np.int32), (2, 4))
     settings = train.TrainConfig(4, train.OptimizerConfig(lr=1e-2))
     shape, run_dir = config.shape(), folder / "train"
     train.fit_many(shape, [0, 0], tables, lambda _: {"tokens": tokens}, settings, run_dir)
-    write_json(folder / "config.json", {"study": "quickstart", **dataclasses.asdict(config)})
+    write_json(folder / "config.json", {"study": "from_scratch", **dataclasses.asdict(config)})
     return folder
 
 
-def test_it_fine_tunes_the_quickstart_s_model_twice_and_says_what_that_gained(
-    given, quickstart, tmp_path, capsys
+def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
+    given, from_scratch, tmp_path, capsys
 ):
     """The `cpu` preset in small: both encodings from one base, and the sweep."""
     (tmp_path / "text").mkdir()
     for number in range(12):
         (tmp_path / "text" / f"{number}.txt").write_text("abcdefgh" * 40)
-    changes = dict(checkpoint=None, quickstart=str(quickstart), compare=True, steps=12, lr=1e-2, micro=0)
+    changes = dict(checkpoint=None, from_scratch=str(from_scratch), compare=True, steps=12, lr=1e-2, micro=0)
     where = dict(corpus=str(tmp_path / "text"), run_dir=str(tmp_path / "run"), cache_dir=None)
     config = config_of(given, **changes, **where)
     assert guarded(run, config) == 0
     out, folder = capsys.readouterr().out, tmp_path / "run"
-    assert "base: the quickstart's RoPE model" in out and "Resonance YaRN, fine-tuned" in out
-    base, saved = interop.load_hf(folder / "base"), saved_params(quickstart / "train" / "checkpoints")
+    assert "base: the RoPE model of experiments.from_scratch" in out and "Resonance YaRN, fine-tuned" in out
+    base, saved = interop.load_hf(folder / "base"), saved_params(from_scratch / "train" / "checkpoints")
     np.testing.assert_array_equal(base.params["embed"], saved["embed"][0])
     result = read_json(folder / "finetune.json")
     assert [row["encoding"] for row in result["runs"]] == ["YaRN", "Resonance YaRN"]
@@ -206,15 +206,18 @@ def test_a_comparison_is_for_one_host(given, tmp_path, monkeypatch):
         gather(config_of(given, compare=True))
 
 
-def test_without_a_quickstart_it_trains_a_base_and_says_so(given, tmp_path, monkeypatch, capsys):
+def test_without_such_a_run_it_trains_a_base_and_says_so(given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(model.PRESETS, "tiny", SHAPE)
     own = dict(
-        checkpoint=None, quickstart="default", shape="tiny", pretrain_steps=2, steps=2, lora=True, micro=0
+        checkpoint=None, from_scratch="default", shape="tiny", pretrain_steps=2, steps=2, lora=True, micro=0
     )
     assert guarded(run, config_of(given, **own, run_dir="run")) == 0
     out = capsys.readouterr().out
-    assert "no finished quickstart in runs/quickstart-" in out and "base: tiny, trained for 2 steps" in out
+    assert (
+        "no finished experiments.from_scratch in runs/from_scratch-" in out
+        and "base: tiny, trained for 2 steps" in out
+    )
     assert (tmp_path / "run" / "base" / "config.json").exists()
 
 

@@ -1,155 +1,140 @@
-"""The quickstart, as its user runs it: end to end, killed and resumed, and every mistake in one sentence."""
+"""The quickstart, as its user runs it: figures as they come, killed and resumed, mistakes in one sentence."""
 
 import csv
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from configs.quickstart import Config
+from experiments import quickstart
+from resonance_jax import data, evaluate, interop, model, rope
+from resonance_jax.command import guarded
 from resonance_jax.files import read_json
+from resonance_jax.interop.named_checkpoints import located
+from tests.data.small_tokenizers import byte_level
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    *("--train-length", "32", "--length", "128", "--d-model", "32", "--head-dim", "16", "--n-layers", "1"),
-    *("--steps", "12", "--batch-size", "4", "--finetune-steps", "4", "--documents", "6"),
-]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    """Thirty short modules of the standard library, as a folder of text."""
-    folder = tmp_path_factory.mktemp("corpus")
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:30]
-    for module in modules:
-        (folder / module.with_suffix(".txt").name).write_text(module.read_text()[:3000])
-    return folder
-
-
-def start(*arguments: str, shell_prefix: str = "") -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
-    command = [sys.executable, "-m", "experiments.quickstart", *arguments]
-    if shell_prefix:
-        command = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', *command]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+def config(tmp_path_factory) -> Config:
+    """A small checkpoint with a tokenizer of its own, trained at 32, to 128."""
+    folder = tmp_path_factory.mktemp("inputs") / "small"
+    shape = model.PRESETS["tiny"].replace(
+        vocab_size=259, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48
     )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+    lm = model.Decoder(shape, jax.random.key(0))
+    interop.save_hf(lm, folder, rope=rope.RopeSpec(head_dim=16, train_length=32), length=32)
+    byte_level(folder, ("<s>",))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return Config(checkpoint=str(folder), length=128, every=32, scale=4.0)
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory) -> Path:
+def finished(config, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    code, out, err = finish(start(*SMALL, "--corpus", str(corpus), "--run-dir", str(folder)))
-    assert code == 0, err
-    assert "Resonance YaRN, swapped in without training" in out and "device:" in out
+    assert guarded(quickstart.run, dataclasses.replace(config, run_dir=str(folder))) == 0
     return folder
 
 
 def test_it_writes_everything_it_promises(finished):
-    result = read_json(finished / "perplexity.json")
+    result = read_json(finished / "quickstart.json")
+    assert result["first"]["document"] == "news-from-nowhere" and len(result["all"]["documents"]) == 3
+    labels = [line["encoding"] for line in result["first"]["table"]]
+    assert labels == ["RoPE", "YaRN", "Resonance YaRN", "NTK", "Dynamic NTK"]
+    assert [line["encoding"] for line in result["all"]["table"]] == labels[:3]
+    assert all(row["verdict"] == "one document: no verdict" for row in result["first"]["differences"])
+    assert all(row["95 % interval"] for row in result["all"]["differences"])
     rows = list(csv.DictReader((finished / "perplexity.csv").open()))
-    assert len(rows) == len(result["rows"]) == 13 * 4
-    for row in result["rows"]:
-        assert 1 < row["low"] <= row["perplexity"] <= row["high"] < 1000
-        assert row["protocol"] == "prefix" and row["bos"] == 256
-        assert row["tokens"] == row["windows"] * (row["length"] - 1) and row["documents"] <= 6
-    assert len({row["windows"] for row in result["rows"]}) == 1
-    encodings = read_json(finished / "encodings.json", list)
-    assert len(encodings) == 10 and all(e["spec"]["head_dim"] == 16 for e in encodings)
-    assert (finished / "perplexity.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(rows) == 4 * 4 + 1 + 2 * 3 * 4
+    for name in ("perplexity.png", "documents.png"):
+        assert (finished / name).read_bytes()[:4] == b"\x89PNG"
     report = (finished / "report.md").read_text()
-    assert "1.5 rad over 32 positions" in report and "Resonance RoPE" in report
-    assert len(result["corpus"]["train"]["fingerprint"]) == 40
-    at = {(r["encoding"], r["length"]): r["perplexity"] for r in result["rows"]}
-    assert at["Dynamic NTK", 32] == pytest.approx(at["RoPE", 32], rel=1e-6)
-    assert at["Dynamic NTK", 128] != pytest.approx(at["RoPE", 128], rel=1e-6)
+    assert "no interval, no verdict" in report and "Resonance YaRN" in report
 
 
-def test_a_finished_run_prints_its_table_at_once(corpus, finished):
-    began = time.monotonic()
-    code, out, _ = finish(start(*SMALL, "--corpus", str(corpus), "--run-dir", str(finished)))
-    assert code == 0 and "YaRN, fine-tuned" in out and time.monotonic() - began < 5
+def test_its_figures_are_those_of_a_forward(config, finished):
+    """RoPE and YaRN on the first passage, by the mean NLL of a plain forward at each length."""
+    checkpoint = interop.open_checkpoint(config.checkpoint)
+    tokenizer, lm = checkpoint.tokenizer(), interop.load_hf(config.checkpoint)
+    text = next(iter(data.corpus("passages"))).text
+    ids = tokenizer.encode(text)[: config.length - (tokenizer.bos_id is not None)]
+    ids = np.concatenate([[] if tokenizer.bos_id is None else [tokenizer.bos_id], ids]).astype(np.int32)
+    specs = {"RoPE": checkpoint.rope, "YaRN": rope.restate(checkpoint.rope, "yarn", scale=config.scale)}
+    table = {line["encoding"]: line for line in read_json(finished / "quickstart.json")["first"]["table"]}
+    for label, spec in specs.items():
+        nll = np.asarray(evaluate.token_nll(lm, ids[None], rope.frequencies(spec, length=128)))[0]
+        for n in (32, 128):
+            assert table[label][f"{n}"] == pytest.approx(np.exp(nll[: n - 1].mean()), rel=1e-5)
 
 
-def test_killed_and_interrupted_it_goes_on_to_the_same_figures(corpus, finished, tmp_path):
-    folder = tmp_path / "run"
-    arguments = [*SMALL, "--corpus", str(corpus), "--run-dir", str(folder)]
-    for path, number, code in (
-        (folder / "train" / "metrics.jsonl", signal.SIGINT, 130),
-        (folder / "fine-tune" / "metrics.jsonl", signal.SIGKILL, -9),
-    ):
-        process = start(*arguments)
-        while process.poll() is None and not (path.exists() and path.stat().st_size):
-            time.sleep(0.01)
-        process.send_signal(number)
-        returned, _, err = finish(process)
-        assert returned in (code, 0), err
-        assert "Traceback" not in err
-    code, _, err = finish(start(*arguments))
-    assert code == 0, err
-    for part in ("rows", "differences", "corpus"):
-        assert read_json(folder / "perplexity.json")[part] == read_json(finished / "perplexity.json")[part]
-
-
-def mistake(*arguments: str, shell_prefix: str = "") -> str:
-    code, _, err = finish(start(*arguments, shell_prefix=shell_prefix))
-    assert code == 2, err
-    assert "Traceback" not in err
-    return err
-
-
-def test_another_config_is_refused(corpus, finished):
-    err = mistake(*SMALL, "--lr", "0.5", "--corpus", str(corpus), "--run-dir", str(finished))
-    assert "holds a run of another config (lr: 0.003 there, 0.5 here); choose another --run-dir" in err
-
-
-def test_other_text_is_refused(corpus, finished, tmp_path):
-    other = tmp_path / "run"
-    other.mkdir()
-    for name in ("config.json", "corpus.json"):
-        text = (finished / name).read_text().replace('"bytes": ', '"bytes": 1')
-        (other / name).write_text(text)
-    err = mistake(*SMALL, "--corpus", str(corpus), "--run-dir", str(other))
-    assert "the text has changed since the run" in err
+def test_killed_it_goes_on_to_the_same_figures(config, finished, tmp_path, capsys):
+    changed = dataclasses.replace(config, run_dir=str(tmp_path / "run"))
+    options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(changed)]
+    values = [str(getattr(changed, field.name)) for field in dataclasses.fields(changed)]
+    command = [sys.executable, "-m", "experiments.quickstart"]
+    command += [part for pair in zip(options, values, strict=True) for part in pair]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ
+    )
+    stored = lambda: sorted((tmp_path / "run").glob("nll/*/*.npz"))
+    while process.poll() is None and len(stored()) < 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in stored()}
+    assert 2 <= len(done) < 11
+    assert guarded(quickstart.run, changed) == 0
+    out = capsys.readouterr().out
+    assert "news-from-nowhere, RoPE: perplexity to" in out and "scored 11/11" in out
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    results = [read_json(folder / "quickstart.json") for folder in (tmp_path / "run", finished)]
+    assert results[0]["first"] == results[1]["first"] and results[0]["all"] == results[1]["all"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("changes", "sentence"),
     [
-        ("missing.txt", None, "missing.txt"),
-        ("empty.txt", b"", "empty"),
-        ("latin.txt", "né".encode("latin-1") * 3000, "UTF-8"),
-        ("short.txt", b"far too short\n" * 3, "needs"),
+        ({"length": 0}, "--every must be at most --length, got 32 and 0"),
+        ({"every": 1}, "--every must be at least 2"),
+        ({"documents": 0}, "--documents must be at least 1"),
+        ({"scale": 0.0}, "--scale must be at least 1"),
+        ({"corpus": "nowhere/at/all"}, "There is no file or folder 'nowhere/at/all'"),
+        ({"checkpoint": "nowhere"}, "nowhere"),
+        ({"length": 10**6}, "none of its 3 documents has the"),
     ],
 )
-def test_a_corpus_that_cannot_be_used(tmp_path, name, content, sentence):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    err = mistake(*SMALL, "--corpus", str(path), "--run-dir", str(tmp_path / "run"))
-    assert sentence in err and len(err.strip().splitlines()) <= 2
+def test_mistakes_are_one_sentence(config, tmp_path, capsys, changes, sentence):
+    asked = dataclasses.replace(config, run_dir=str(tmp_path / "run"), **changes)
+    assert guarded(quickstart.run, asked) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
-def test_unknown_option_and_bad_number():
-    assert "--trian-length" in mistake("--trian-length", "32")
-    assert "fast" in mistake("--lr", "fast")
+def test_a_passage_that_was_changed_is_refused(monkeypatch):
+    from resonance_jax.data import passages
+
+    other = dataclasses.replace(passages.PASSAGES[0], sha256="0" * 64)
+    monkeypatch.setattr(passages, "PASSAGES", (other,))
+    with pytest.raises(ValueError, match=r"the passage news-from-nowhere .* was changed"):
+        list(passages.passages())
 
 
-def test_a_full_disk_is_said_and_loses_nothing(corpus, tmp_path):
-    """A limit on file size stands for the full disk: the write fails, the run resumes once there is room."""
-    folder = tmp_path / "run"
-    arguments = [*SMALL, "--corpus", str(corpus), "--run-dir", str(folder)]
-    assert "The token file" in mistake(*arguments, shell_prefix="ulimit -f 24")
-    # Orbax's other writers may print that their event loop is closed beside our sentence: not looked at here.
-    code, _, err = finish(start(*arguments, shell_prefix="ulimit -f 200"))
-    assert code == 2 and "a checkpoint could not be written" in err
-    assert finish(start(*arguments))[0] == 0
+def test_the_passages_fill_the_longest_context_of_the_real_model():
+    try:
+        located("smollm2-135m")
+    except ValueError as error:
+        pytest.skip(str(error))
+    tokenizer = interop.open_checkpoint("smollm2-135m").tokenizer()
+    for document in data.corpus("passages"):
+        assert len(tokenizer.encode(document.text)) >= Config().length, document.name

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs import finetune as finetune_config
+from configs import from_scratch as from_scratch_config
 from configs import leval as leval_config
 from configs import parity as parity_config
 from configs import passkey as passkey_config
 from configs import perplexity as perplexity_config
 from configs import posgen as posgen_config
-from configs import quickstart as quickstart_config
-from experiments import finetune, leval, parity, passkey, perplexity, posgen, quickstart
+from experiments import finetune, from_scratch, leval, parity, passkey, perplexity, posgen
 from resonance_jax.command import options_of, with_options
 from tests.reliability.judge import Verdict, judged
 from tests.reliability.scored import TEXTS, config_of
@@ -61,7 +61,7 @@ VALUES = {
         "tasks": [("x",), ()],
         "lr": [NAN, -1.0],
     },
-    "quickstart": {
+    "from_scratch": {
         "steps": [0, -1],
         "train_length": [0],
         "length": [33, 0],
@@ -99,7 +99,7 @@ VALUES = {
 COMMANDS = {
     "finetune": (finetune.run, finetune_config.CPU),
     "posgen": (posgen.run, posgen_config.PRESETS["smoke"][1]),
-    "quickstart": (quickstart.run, quickstart_config.Config()),
+    "from_scratch": (from_scratch.run, from_scratch_config.Config()),
     "passkey": (passkey.run, passkey_config.PRESETS["cpu"][1]),
     "leval": (leval.run, leval_config.PRESETS["any"][1]),
     "parity": (parity.run, parity_config.Config()),
@@ -110,7 +110,7 @@ COMMANDS = {
 SMALL: dict[str, Callable[[Path], dict[str, object]]] = {
     "perplexity": lambda folder: options_of(config_of(folder, folder, encodings=("yarn",))),
     "finetune": lambda folder: {
-        **{"checkpoint": str(folder / "small"), "corpus": str(folder / "long.jsonl"), "quickstart": None},
+        **{"checkpoint": str(folder / "small"), "corpus": str(folder / "long.jsonl"), "from_scratch": None},
         **{
             "train_length": 32,
             "length": 64,
@@ -125,7 +125,7 @@ SMALL: dict[str, Callable[[Path], dict[str, object]]] = {
         **{"val_rows": 4, "test_rows": 4, "d_model": 16, "head_dim": 8, "d_ff": 16, "n_layers": 1},
         **{"epochs": 1, "batch_size": 8},
     },
-    "quickstart": lambda folder: {
+    "from_scratch": lambda folder: {
         **{"corpus": str(folder / "long.jsonl"), "train_length": 32, "length": 64, "d_model": 32},
         **{"head_dim": 16, "n_layers": 1, "steps": 2, "batch_size": 4, "finetune_steps": 1, "documents": 4},
     },

@@ -43,8 +43,8 @@ COMMANDS = {
         "--micro 0 --save-seconds 0 --run-dir OUT",
         ("table1.csv", "encodings.json"),
     ),
-    "quickstart": Command(
-        f"experiments.quickstart --corpus INPUTS/long.jsonl --train-length 32 --length 128 {TRAINING} "
+    "from_scratch": Command(
+        f"experiments.from_scratch --corpus INPUTS/long.jsonl --train-length 32 --length 128 {TRAINING} "
         "--steps 8 --batch-size 4 --finetune-steps 4 --documents 4 --run-dir OUT",
         ("perplexity.csv", "encodings.json"),
     ),
@@ -65,7 +65,7 @@ KILLS = {
     "leval": 7,
     "finetune": 10,
     "posgen": 8,
-    "quickstart": 8,
+    "from_scratch": 8,
     "export": 5,
 }
 KILLS["parity"] = 60 - sum(KILLS.values())

@@ -11,7 +11,7 @@ from resonance_jax.report.parity import parity_plot
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 @pytest.mark.parametrize("other", [1e-12, 0.0, None])
 def test_an_error_that_is_no_number_is_left_blank(tmp_path, bad, other):
-    """An overflow in one tensor, or in every one: the picture that shows where it begins is what one needs."""
+    """An overflow in one tensor, or in every one: the picture shows where it begins."""
     errors = (bad, bad if other is None else other)
     taps = [
         Tap("YaRN", 16, "float64", "highest", f"layer {i} q", max(errors), 1.0, 1e-9, True, errors)
