@@ -4,6 +4,7 @@ data.leval has the questions and their prompts, evaluate.leval_scoring scores th
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -140,7 +141,8 @@ class Asker:
 
     spec: the encoding. length: positions that it is declared for; the table of a dynamic one follows each
     prompt, as dynamic_scale says (`declared_length`). max_new_tokens: of an answer. stop: strings that end an
-    answer early. batch_size: questions at once, as far as they share a table.
+    answer early. batch_size: questions at once, as far as they share a table. A document goes through the
+    decoder once for all its questions that share a table.
     """
 
     lm: Decoder
@@ -153,16 +155,27 @@ class Asker:
     batch_size: int = 1
 
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[list[Answer]]:
-        """The answers, batch by batch."""
-        batch: list[Prompt] = []
-        for prompt in prompts:
-            last = batch[-1] if batch else prompt
-            if len(batch) == self.batch_size or self._table_of(prompt) != self._table_of(last):
-                yield self._answer(batch)
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield self._answer(batch)
+        """The answers, batch by batch.
+
+        Questions about one document go on from what they share, a batch at a time; others that share a table
+        fill a batch together.
+        """
+        for (_, declared), same in itertools.groupby(prompts, self._table_of):
+            table = rope.frequencies(self.spec, length=declared)
+            loose: list[Prompt] = []
+            for _, some in itertools.groupby(same, lambda prompt: prompt.cut.text):
+                group = list(some)
+                shared = generate.share(self.lm, [prompt.tokens for prompt in group], table)
+                if shared is None:
+                    loose += group
+                    while len(loose) >= self.batch_size:
+                        yield self._answer(loose[: self.batch_size])
+                        loose = loose[self.batch_size :]
+                    continue
+                for start in range(0, len(group), self.batch_size):
+                    yield self._answer(group[start : start + self.batch_size], shared)
+            if loose:
+                yield self._answer(loose)
 
     def _table_of(self, prompt: Prompt) -> tuple[str, int]:
         """What the prompts of a batch share: the task, and the length that their table is declared for."""
@@ -171,9 +184,9 @@ class Asker:
     def _declared(self, tokens: Int32[np.ndarray, "T"]) -> int:
         return declared_length(self.spec, len(tokens), self.max_new_tokens, self.length, self.dynamic_scale)
 
-    def _answer(self, batch: list[Prompt]) -> list[Answer]:
-        """The answers to prompts of one task that share a table."""
-        said, ended = self._generate([prompt.tokens for prompt in batch])
+    def _answer(self, batch: list[Prompt], shared: generate.SharedPrefix | None = None) -> list[Answer]:
+        """The answers to prompts of one task that share a table. shared: what they begin with."""
+        said, ended = self._generate([prompt.tokens for prompt in batch], shared)
         facts = [prompt.fact for prompt in batch if prompt.fact is not None]
         if facts:
             # Without their documents the second prompts are short, but each has a table of its own as well.
@@ -190,8 +203,10 @@ class Asker:
             for prompt, text, reason in zip(batch, said, ended, strict=True)
         ]
 
-    def _generate(self, rows: list[Int32[np.ndarray, "_"]]) -> tuple[list[str], list[str]]:
-        """(the texts, why each ended) that follow prompts which share a table."""
+    def _generate(
+        self, rows: list[Int32[np.ndarray, "_"]], shared: generate.SharedPrefix | None = None
+    ) -> tuple[list[str], list[str]]:
+        """(the texts, why each ended) that follow prompts which share a table and, if given, a prefix."""
         out = generate.generate(
             self.lm,
             rows,
@@ -200,6 +215,7 @@ class Asker:
             stop=self.stop,
             eos_id=end_ids_within(self.tokenizer, self.lm.config.vocab_size),
             decode=self.tokenizer.decode,
+            shared=shared,
         )
         assert out.texts is not None  # because `decode` was given
         return [completion(text) for text in out.texts], list(out.reasons)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, ArrayLike, Float, Int, Integer
 
 from resonance_jax import rope
 from resonance_jax.model import DecoderConfig
-from resonance_jax.model.cached_attention import cached_attention
+from resonance_jax.model.cached_attention import Prefix, cached_attention
 from resonance_jax.model.parameters import real_dtype
 from resonance_jax.model.sequence import attention
 from resonance_jax.parallel.mesh import constrain
@@ -23,7 +23,7 @@ AXES = ("layers", "batch", "kv_heads", None, None)
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["keys", "values", "lengths", "freqs"],
+    data_fields=["keys", "values", "lengths", "freqs", "prefix"],
     meta_fields=["layout", "fresh"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Cache:
     """Keys and values of every layer, for as many tokens as each row holds; a pytree.
 
     Attributes:
-        keys: rotated under `freqs`; slot s is position s.
+        keys: rotated under `freqs`; slot s is position s, or s after the prefix.
         values: in the same slots.
         lengths: int32, tokens held by each row; what lies in later slots is never read.
         freqs: the table that the keys were rotated under, the only one that new tokens can attend under.
         layout: which dims make a pair (rope.rotate).
         fresh: whether nothing is held yet, known when compiling: attention is then that of a plain forward.
+        prefix: the tokens that every row begins with, held once; None where there are none.
     """
 
     __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shapes
@@ -47,6 +48,37 @@ class Cache:
     freqs: rope.Frequencies
     layout: str
     fresh: bool
+    prefix: Prefix | None = None
+
+    def branched(self, rows: int, capacity: int) -> "Cache":
+        """A cache of so many rows that all begin with what this one holds, kept as it lies here. Pure.
+
+        Args:
+            rows: how many.
+            capacity: how many tokens each has room for after what they share.
+
+        Raises:
+            ValueError: this cache has several rows, or a prefix itself; fewer than one row, or no room.
+        """
+        if self.keys.shape[1] != 1 or self.prefix is not None or rows < 1 or capacity < 1:
+            raise ValueError(
+                f"rows branch from a cache of one row, to 1 row and room for 1 token or more; got "
+                f"{self.keys.shape[1]} rows, and asked for {rows} with room for {capacity}."
+            )
+        shape = (self.keys.shape[0], rows, self.keys.shape[2], capacity, self.keys.shape[4])
+        return dataclasses.replace(
+            self,
+            keys=constrain(jnp.zeros(shape, self.keys.dtype), AXES),
+            values=constrain(jnp.zeros(shape, self.values.dtype), AXES),
+            lengths=jnp.zeros(rows, jnp.int32),
+            fresh=False,
+            prefix=Prefix(self.keys, self.values, self.lengths[0]),
+        )
+
+    @property
+    def shared(self) -> Int[Array, ""] | int:
+        """How many tokens of the prefix stand before each row's own."""
+        return 0 if self.prefix is None else self.prefix.length
 
     @property
     def capacity(self) -> int:
@@ -67,7 +99,9 @@ class Cache:
         rotated, head = 2 * freqs.step.shape[0], self.keys.shape[-1]
         if rotated > head:
             raise ValueError(f"the encoding rotates {rotated} dims, but the cache's heads have {head}.")
-        return dataclasses.replace(self, keys=_turned(self.keys, self.freqs, freqs, self.layout), freqs=freqs)
+        turn = lambda keys, first: _turned(keys, self.freqs, freqs, first, self.layout)
+        prefix = None if self.prefix is None else self.prefix._replace(keys=turn(self.prefix.keys, 0))
+        return dataclasses.replace(self, keys=turn(self.keys, self.shared), freqs=freqs, prefix=prefix)
 
     def check(
         self, config: DecoderConfig, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Frequencies
@@ -106,7 +140,7 @@ class Cache:
     def positions(self, count: int) -> Int[Array, "*rows {count}"]:
         """Positions of the next `count` tokens: [count] when nothing is held yet, or [B, count]."""
         after = jnp.arange(count, dtype=jnp.int32)
-        return after if self.fresh else self.lengths[:, None] + after[None]
+        return after if self.fresh else self.shared + self.lengths[:, None] + after[None]
 
     def attend(
         self,
@@ -136,7 +170,8 @@ class Cache:
             return out, self._written(layer, k, v)
         cache = self._written(layer, k, v)
         factor: float = q.shape[3] ** -0.5 if scale is None else scale
-        out = cached_attention(q, cache.keys, cache.values, layer, self.lengths, window=window, scale=factor)
+        held = (cache.keys, cache.values, layer, self.lengths)
+        out = cached_attention(q, *held, window=window, scale=factor, prefix=self.prefix)
         room = (self.lengths + q.shape[1] <= self.capacity)[:, None, None, None]
         return jnp.where(room, out, jnp.nan), cache
 
@@ -158,7 +193,8 @@ class Cache:
                 first = (layer, *[jnp.zeros_like(layer)] * 4)
                 stack = jax.lax.dynamic_update_slice(stack, new.swapaxes(1, 2)[None], first)
             else:
-                rows, slots = jnp.arange(B, dtype=jnp.int32)[:, None], self.positions(T)
+                after = jnp.arange(T, dtype=jnp.int32)[None]
+                rows, slots = jnp.arange(B, dtype=jnp.int32)[:, None], self.lengths[:, None] + after
                 stack = stack.at[layer, rows, :, slots].set(new, mode="drop", unique_indices=True)
             return constrain(stack, AXES)
 
@@ -167,11 +203,16 @@ class Cache:
 
 @partial(jax.jit, static_argnames="layout")
 def _turned(
-    stack: Float[Array, "L B K S H"], before: rope.Frequencies, after: rope.Frequencies, layout: str
+    stack: Float[Array, "L B K S H"],
+    before: rope.Frequencies,
+    after: rope.Frequencies,
+    first: Int[ArrayLike, ""],
+    layout: str,
 ) -> Float[Array, "L B K S H"]:
-    """Keys that were rotated under one table, as if they had been rotated under another."""
+    """Keys that were rotated under one table, as if they had been rotated under another; slot 0 stands at
+    position `first`."""
     wide = jnp.promote_types(jnp.float32, stack.dtype)
-    positions = jnp.arange(stack.shape[3], dtype=jnp.int32)
+    positions = first + jnp.arange(stack.shape[3], dtype=jnp.int32)
     factor = jnp.asarray(before.attention_factor).astype(wide)
     back_cos, back_sin = (x / factor**2 for x in rope.cos_sin(before, positions, wide))
     cos, sin = rope.cos_sin(after, positions, wide)

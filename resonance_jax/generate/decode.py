@@ -1,7 +1,6 @@
-"""Prefill and decoding, pure and jittable, and `generate`, which runs them over prompts of any lengths."""
+"""Decoding, pure and jittable, and `generate`, which runs it and prefill over prompts of any lengths."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -12,15 +11,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from resonance_jax import rope
-from resonance_jax.generate.cache import Cache, empty
+from resonance_jax.generate.cache import Cache
+from resonance_jax.generate.prefilling import bucket, go_on, prefill
 from resonance_jax.generate.sampling import Sampling, next_tokens
+from resonance_jax.generate.shared_prefix import SharedPrefix, share
 from resonance_jax.generate.stopping import Reason, Row
 from resonance_jax.model import Decoder, DecoderConfig, hidden_states
+from resonance_jax.model.cached_attention import Prefix
 from resonance_jax.model.decoder import Weights, logits
-from resonance_jax.parallel.mesh import automatic_axes, sharding
+from resonance_jax.parallel.mesh import sharding
 
-TOKENS_AT_ONCE = 8192
-"""Prompt tokens in one forward pass: enough to keep a device busy; memory does not grow with the batch."""
 CHUNK = 64
 """Tokens per row that the device makes before the host looks at them."""
 CHUNK_WITH_STOPS = 16
@@ -28,70 +28,6 @@ CHUNK_WITH_STOPS = 16
 
 Prompt: TypeAlias = Sequence[int] | Integer[Array | np.ndarray, "_"]
 """Token ids."""
-
-
-def prefill(
-    config: DecoderConfig,
-    params: Weights,
-    tokens: Integer[Array | np.ndarray, "B T"],
-    lengths: Integer[Array | np.ndarray, "B"],
-    freqs: rope.Frequencies,
-    capacity: int,
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Run the prompts through the decoder and keep their keys and values in a cache.
-
-    Without a mesh, about TOKENS_AT_ONCE go through the decoder at a time, in whole rows.
-
-    Args:
-        config, params: the decoder.
-        tokens: the prompts, padded on the right with any token.
-        lengths: tokens of each row, 1 … T.
-        freqs: the table for everything that the cache will hold.
-        capacity: tokens that each row of the cache has room for.
-
-    Returns:
-        The logits after each row's last token, in promote_types(float32, dtype), and the cache.
-
-    Raises:
-        ValueError: T is more than the capacity; and as `model.forward` raises it.
-    """
-    B, T = tokens.shape
-    tokens, lengths = jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32)
-    cache = empty(config, B, capacity, freqs)
-    rows = B if math.prod(automatic_axes(tokens).values()) > 1 else _rows_at_once(B, T)
-    if rows == B:
-        x, cache = hidden_states(config, params, tokens, freqs, cache=cache)
-        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return logits(config, params, last), dataclasses.replace(cache, lengths=lengths)
-
-    cache.check(config, tokens, freqs)
-
-    def some(
-        stacks: tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]], first: Int[Array, ""]
-    ) -> tuple[tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]], Float[Array, "rows V"]]:
-        mine, long = (jax.lax.dynamic_slice_in_dim(x, first, rows) for x in (tokens, lengths))
-        scores, part = prefill(config, params, mine, long, freqs, T)
-        zero = jnp.zeros_like(first)
-        put = lambda stack, new: jax.lax.dynamic_update_slice(stack, new, (zero, first, zero, zero, zero))
-        return (put(stacks[0], part.keys), put(stacks[1], part.values)), scores
-
-    # Where `rows` does not divide B the last part would reach beyond the last row. Slices are moved back to
-    # fit, both where they read and where they write: some rows are computed twice, to the same result.
-    first = rows * jnp.arange(-(-B // rows), dtype=jnp.int32)
-    (keys, values), scores = jax.lax.scan(some, (cache.keys, cache.values), first)
-    full = dataclasses.replace(cache, keys=keys, values=values, lengths=lengths, fresh=False)
-    if B % rows:
-        scores = jnp.concatenate([scores[:-1].reshape(-1, scores.shape[2]), scores[-1, -(B % rows) :]])
-    return scores.reshape(B, -1), full
-
-
-def _rows_at_once(B: int, T: int) -> int:
-    """Rows of T tokens that go through the decoder together.
-
-    As many as have no more than TOKENS_AT_ONCE, and then as few as make the same number of parts of B rows.
-    """
-    parts = -(-B // max(1, TOKENS_AT_ONCE // T))
-    return -(-B // parts)
 
 
 def decode_step(
@@ -111,16 +47,6 @@ def decode_step(
     """
     x, cache = hidden_states(config, params, tokens[:, None], cache.freqs, cache=cache)
     return logits(config, params, x[:, 0]), cache
-
-
-def bucket(length: int) -> int:
-    """The length that a prompt is padded to, so that few programs are compiled.
-
-    Buckets are the multiples of 64 up to 256, then four per doubling: at most a fifth of the positions is
-    padding.
-    """
-    step = max(64, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +78,14 @@ def generate(
     key: Key[Array, ""] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     length: int | None = None,
+    shared: SharedPrefix | None = None,
 ) -> Generation:
     """Continue each prompt until an EOS, a stop string or max_new_tokens.
 
     The prompts are one batch, and programs are compiled per `bucket`. What a row generates depends on its own
-    prompt alone; when sampling also on the key, its index and the number of the token.
+    prompt alone; when sampling also on the key, its index and the number of the token. Tokens that all
+    prompts begin with go through the decoder once and are held once (generate.share); sums are then added up
+    in another order, so that a token may differ where two are equally likely to float32's precision.
 
     Args:
         lm: the decoder.
@@ -171,10 +100,13 @@ def generate(
         key: of the random numbers, for a temperature above 0.
         decode: new token ids to text, such as `tokenizer.decode`.
         length: the length that `freqs` was declared for, if it has one; a longer sequence is refused.
+        shared: of `share`, made of these prompts and others under this table, to continue several batches
+            from one prefix; by default that of these prompts.
 
     Raises:
         ValueError: an empty prompt, a token outside the vocabulary, an option out of its range, stop strings
-            without `decode`, sampling without a key, or more tokens than `length`.
+            without `decode`, sampling without a key, more tokens than `length`, or a shared prefix that is
+            not of these prompts or was made under another table.
     """
     rows = [_prompt(i, prompt, lm.config.vocab_size) for i, prompt in enumerate(prompts)]
     stops = [stop] if isinstance(stop, str) else list(stop)
@@ -184,13 +116,20 @@ def generate(
     if temperature > 0 and key is not None:
         nucleus = None if top_p == 1 else np.float32(top_p)
         sampling = Sampling(key, np.float32(temperature), nucleus)
+    shared = share(lm, rows, freqs) if shared is None else shared
+    if shared is not None:
+        if not rope.same(shared.cache.freqs, freqs):
+            raise ValueError("the shared prefix was made under another table; make it with these freqs.")
+        rows = [shared.rest(i, row) for i, row in enumerate(rows)]
     tokens, lengths, capacity = _padded(rows, max_new_tokens)
     eos = np.asarray(ids, np.int32)
     if lm.mesh is not None:
         tokens = jax.device_put(tokens, sharding(lm.mesh, ("batch", None), tokens.shape))
     params = lm.params
     ends = [Row(eos, stops, decode, max_new_tokens) for _ in rows]
-    last, cache = _start(lm.config, params, tokens, lengths, freqs, capacity, sampling)
+    before = None if shared is None else shared.cache
+    last, cache = _start(lm.config, params, tokens, lengths, freqs, before, capacity, sampling)
+    cache, prefix = dataclasses.replace(cache, prefix=None), cache.prefix
     new, made = np.asarray(last)[:, None], 1
     while True:
         for end, row in zip(ends, new, strict=True):
@@ -199,7 +138,8 @@ def generate(
         if done.all():
             break
         steps = min(CHUNK_WITH_STOPS if stops else CHUNK, max_new_tokens - made)
-        last, cache, new, count = _continue(lm.config, params, cache, last, done, eos, made, steps, sampling)
+        state = (cache, prefix, last, done, eos, made, steps, sampling)
+        last, cache, new, count = _continue(lm.config, params, *state)
         new = np.asarray(new)[:, : int(count)]
         made += new.shape[1]
     return Generation(
@@ -216,11 +156,15 @@ def _start(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     freqs: rope.Frequencies,
+    before: Cache | None,
     capacity: int,
     sampling: Sampling | None,
 ) -> tuple[Int[Array, "B"], Cache]:
-    """Prefill: the first new token of each row, and the cache."""
-    scores, cache = prefill(config, params, tokens, lengths, freqs, capacity)
+    """Prefill: the first new token of each row, and the cache. before: what all rows begin with, in one."""
+    if before is None:
+        scores, cache = prefill(config, params, tokens, lengths, freqs, capacity)
+    else:
+        scores, cache = go_on(config, params, tokens, lengths, before.branched(len(tokens), capacity))
     return next_tokens(scores, jnp.int32(0), sampling), cache
 
 
@@ -233,6 +177,7 @@ def _continue(
     config: DecoderConfig,
     params: Weights,
     cache: Cache,
+    prefix: Prefix | None,
     last: Int[Array, "B"],
     done: Bool[Array, "B"],
     eos: Int[Array, "ends"],
@@ -244,7 +189,8 @@ def _continue(
 
     Args:
         config, params, sampling: as for `_start`.
-        cache: without the last tokens.
+        cache: without the last tokens; given up.
+        prefix: what stands before it in every row, which stays.
         last: the last token of each row.
         done: which rows have ended; when all have, no more is generated.
         eos: tokens that end a row.
@@ -257,7 +203,8 @@ def _continue(
 
     def step(state: _State) -> _State:
         i, last, cache, done, new = state
-        scores, cache = decode_step(config, params, cache, last)
+        scores, cache = decode_step(config, params, dataclasses.replace(cache, prefix=prefix), last)
+        cache = dataclasses.replace(cache, prefix=None)
         last = next_tokens(scores, made + i, sampling)
         done = done | (last[:, None] == eos[None]).any(axis=1)
         return i + 1, last, cache, done, new.at[:, i].set(last)

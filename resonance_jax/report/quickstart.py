@@ -48,7 +48,7 @@ def shown_lengths(lengths: Iterable[int], train_length: int | None) -> list[int]
 
 def last_quarter(found: Perplexity) -> float:
     """The perplexity of the tokens in the last quarter of the context (to BIN positions)."""
-    start = round(0.75 * found.length / BIN)
+    start = 3 * found.length // (4 * BIN)
     return float(np.exp(found.position_nll[start:].sum() / found.position_scored[start:].sum()))
 
 

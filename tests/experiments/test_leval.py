@@ -269,12 +269,35 @@ def test_questions_of_one_dynamic_scale_share_a_batch(inputs, tmp_path, monkeypa
         return whole(lm, rows, *arguments, **options)
 
     monkeypatch.setattr(generate, "generate", counted)
+    monkeypatch.setattr(generate, "share", lambda *_: None)  # as where documents have little in common
     changes = {"encoding": "dynamic-ntk", "tasks": ("sci_fi",), "batch_size": 4, "data": "uneven"}
     assert guarded(command.run, small(inputs, tmp_path / "ceil", **changes)) == 0
     assert batches == [4, 4]  # with the second prompt of each
     exact = small(inputs, tmp_path / "exact", dynamic_scale="exact", **changes)
     assert guarded(command.run, exact) == 0
     assert batches[2:] == [2, 2, 2, 2]
+
+
+def test_a_document_is_read_once_for_its_questions(inputs, tmp_path, monkeypatch):
+    """Long documents: every question goes on from a prefix, and says what it says when it is asked alone."""
+    long = [{**record, "input": f"ship {i} " * 60} for i, record in enumerate(lines("tpo"))]
+    write(inputs / "long", {"tpo": long})
+    changes = {"tasks": ("tpo",), "batch_size": 2, "data": "long"}
+    asked = []
+    whole = generate.generate
+
+    def counted(lm, rows, *arguments, **options):
+        asked.append((len(rows), options.get("shared") is not None))
+        return whole(lm, rows, *arguments, **options)
+
+    monkeypatch.setattr(generate, "generate", counted)
+    assert guarded(command.run, small(inputs, tmp_path / "shared", **changes)) == 0
+    assert asked and all(shared for _, shared in asked)
+    monkeypatch.setattr(generate, "share", lambda *_: None)
+    assert guarded(command.run, small(inputs, tmp_path / "alone", **{**changes, "batch_size": 1})) == 0
+    said = [(tmp_path / name / "predictions" / "tpo.pred.jsonl").read_text() for name in ("shared", "alone")]
+    answers = [[json.loads(line) for line in text.splitlines()] for text in said]
+    assert answers[0] == answers[1] and len(answers[0]) == sum(n for n, shared in asked if shared)
 
 
 def stored(path: Path, records: list[dict]) -> str:

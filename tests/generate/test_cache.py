@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import rope
-from resonance_jax.generate import decode as decode_module
-from resonance_jax.generate import decode_step, empty, prefill
+from resonance_jax.generate import decode_step, empty, prefill, prefilling
 from resonance_jax.model import Decoder, forward, hidden_states
 from tests.generate.small import CONFIG, HEAD, SPECS, T5, TRAINED, lively, title
 
@@ -80,7 +79,7 @@ def test_many_rows_go_through_the_decoder_a_few_at_a_time(monkeypatch, B):
     tokens = np.random.default_rng(1).integers(0, 61, (B, 12)).astype(np.int32)
     at_once, a_few = (jax.jit(lambda *args: prefill(CONFIG, *args, PLAIN, 20)) for _ in range(2))
     logits, cache = at_once(params, tokens, lengths)
-    monkeypatch.setattr(decode_module, "TOKENS_AT_ONCE", 35)  # two rows
+    monkeypatch.setattr(prefilling, "TOKENS_AT_ONCE", 35)  # two rows
     few_logits, few = a_few(params, tokens, lengths)
     np.testing.assert_allclose(few_logits, logits, rtol=0, atol=TOLERANCE["float32"])
     chex.assert_trees_all_close(few, cache, rtol=0, atol=TOLERANCE["float32"])
@@ -93,7 +92,7 @@ def test_many_rows_go_through_the_decoder_a_few_at_a_time(monkeypatch, B):
 )
 def test_rows_at_once_need_not_divide_the_batch(B, T, rows):
     """As many as fit TOKENS_AT_ONCE, in parts of about the same size."""
-    assert decode_module._rows_at_once(B, T) == rows
+    assert prefilling._rows_at_once(B, T) == rows
 
 
 # Another table.
