@@ -54,7 +54,7 @@ def run(config: Config) -> int:
     leave_on_signals()  # joining the other processes may have put another handler there
     inputs = gather(config)
     mesh = training_mesh(config.mesh, config.batch_size)
-    check_rows(config.batch_size, config.micro, None)
+    check_rows(config.batch_size, training(config, mesh).micro, mesh)
     with distributed.first_process_first():
         if process == 0:
             check_resume(config)

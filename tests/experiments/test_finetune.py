@@ -162,6 +162,88 @@ def from_scratch(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def begun(given, tmp_path):
+    """A short finished run on copies of base and text: (settings, folder)."""
+    for name in ("base", "text"):
+        shutil.copytree(Path(given["checkpoint"]).parent / name, tmp_path / name)
+    settings = {
+        **{**given, "checkpoint": str(tmp_path / "base"), "corpus": str(tmp_path / "text")},
+        **{"cache_dir": str(tmp_path / "tokens"), "run_dir": str(tmp_path / "run")},
+        **{"steps": 2, "micro": 0, "batch_size": 8},
+    }
+    assert guarded(run, config_of(settings)) == 0
+    return settings, tmp_path
+
+
+@pytest.mark.parametrize("what", ["base", "text"])
+def test_other_inputs_under_the_same_name_are_another_run(begun, what, capsys):
+    """The base's weights replaced, or the last character of each document."""
+    settings, folder = begun
+    if what == "base":
+        lm = model.Decoder(SHAPE, jax.random.key(1))
+        shutil.rmtree(folder / "base")
+        interop.save_hf(lm, folder / "base", rope=rope.RopeSpec(head_dim=16, train_length=32), length=32)
+    else:
+        for file in (folder / "text").iterdir():  # which of them are held out is a matter of their names
+            file.write_text(file.read_text()[:-1] + "!")
+    assert guarded(run, config_of(settings)) == 2
+    err = capsys.readouterr().err
+    assert "belongs to another run" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_damaged_export_is_made_anew(begun, capsys):
+    settings, folder = begun
+    weights = folder / "run" / "hf" / "model.safetensors"
+    before = weights.read_bytes()
+    content = bytearray(before)
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    assert guarded(run, config_of(settings)) == 0
+    assert "is not what the run wrote; it is made anew" in capsys.readouterr().out
+    assert weights.read_bytes() == before
+
+
+def test_frozen_weights_that_were_replaced_are_another_run(given, tmp_path, capsys):
+    """LoRA's checkpoint holds adapters alone: they belong to the weights that they were trained beside."""
+    shutil.copytree(given["checkpoint"], tmp_path / "base")
+    settings = {**given, "checkpoint": str(tmp_path / "base"), "lora": True, "steps": 2, "micro": 0}
+    settings |= {"batch_size": 8}
+    settings |= {"cache_dir": str(tmp_path / "tokens"), "run_dir": str(tmp_path / "run")}
+    assert guarded(run, config_of(settings)) == 0
+    shutil.rmtree(tmp_path / "base")
+    lm = model.Decoder(SHAPE, jax.random.key(2))
+    interop.save_hf(lm, tmp_path / "base", rope=rope.RopeSpec(head_dim=16, train_length=32), length=32)
+    assert guarded(run, config_of(settings)) == 2
+    assert "first weights" in capsys.readouterr().err
+
+
+def test_a_mesh_that_does_not_divide_the_rows_leaves_nothing_behind(given, tmp_path, capsys):
+    config = config_of(given, micro=2, run_dir=str(tmp_path / "run"))  # eight devices
+    assert guarded(run, config) == 2
+    assert "a micro-batch of 2 rows cannot be cut over 4 devices" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_begun_on_four_devices_it_ends_on_one(given, whole, tmp_path):
+    """The command itself, stopped on a mesh of four devices: the weights of the run on one mesh."""
+    settings = {**given, "micro": 0, "save_seconds": 0, "run_dir": tmp_path / "run"}
+    on = lambda count: {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    command = [sys.executable, "-m", "experiments.finetune", *options(settings)]
+    pipes = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=on(4), **pipes)
+    while logged(tmp_path / "run") < 10 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 130 and "device: 4 x" in out, err
+    code, out, err = finish(subprocess.Popen(command, env=on(1), **pipes))
+    assert code == 0 and "device: 1 x" in out, err
+    want, got = (load_file(path / "hf" / "model.safetensors") for path in (whole, tmp_path / "run"))
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=2e-5)
+
+
 def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
     given, from_scratch, tmp_path, capsys
 ):
