@@ -35,7 +35,7 @@ def prefill(
     params: Weights,
     tokens: Integer[Array | np.ndarray, "B T"],
     lengths: Integer[Array | np.ndarray, "B"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     capacity: int,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Run the prompts through the decoder and keep their keys and values in a cache.
@@ -142,7 +142,7 @@ class Generation:
 def generate(
     lm: Decoder,
     prompts: Sequence[Prompt],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
@@ -215,7 +215,7 @@ def _start(
     params: Weights,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     capacity: int,
     sampling: Sampling | None,
 ) -> tuple[Int[Array, "B"], Cache]:
