@@ -150,7 +150,7 @@ class Study:
             folder, self.config, *self._scores(folder), identity
         )
 
-    def _scores(self, folder: Path) -> tuple[Results, dict[str, rope.RopeSpec]]:
+    def _scores(self, folder: Path) -> tuple[Results, dict[str, rope.Specs]]:
         """Every checkpoint under its encodings on every corpus."""
         import jax
 
@@ -163,7 +163,7 @@ class Study:
         devices = jax.local_device_count() if c.parallel != "none" else 1
         print(f"device: {devices} x {jax.devices()[0].device_kind}, {c.dtype}, jax {jax.__version__}")
         results: Results = {corpus: {} for corpus in c.corpora}
-        encodings: dict[str, rope.RopeSpec] = {}
+        encodings: dict[str, rope.Specs] = {}
         for name, checkpoint in self.checkpoints.items():
             print(f"loading {name} from {checkpoint.path}")
             lm = interop.load_hf(checkpoint.path, dtype=c.dtype, mesh=mesh)
@@ -214,7 +214,7 @@ def split_off_no_number(results: Results, checkpoints: Iterable[str]) -> tuple[R
 
 
 def write_results(
-    folder: Path, config: Config, results: Results, encodings: dict[str, rope.RopeSpec], identity: dict
+    folder: Path, config: Config, results: Results, encodings: dict[str, rope.Specs], identity: dict
 ) -> dict:
     """perplexity.csv and .png, positions.csv, and last perplexity.json, whose presence ends the run."""
     from resonance_jax import report, rope

@@ -47,7 +47,7 @@ class Base:
         if (checkpoint := inputs.checkpoint) is not None:
             return {
                 "weights": distributed.digest_of_first(checkpoint.weights_digest),
-                "decoder": dataclasses.asdict(checkpoint.config),
+                "decoder": checkpoint.config.to_dict(),
                 "encoding": checkpoint.rope.to_dict(),
             }
         if inputs.from_scratch is not None:
@@ -55,7 +55,7 @@ class Base:
 
             return {"from_scratch": weights_digest(self._from_scratch(None).params)}
         return {
-            "shape": dataclasses.asdict(inputs.shape.replace(dtype="float32", remat="none", kernel="auto")),
+            "shape": inputs.shape.replace(dtype="float32", remat="none", kernel="auto").to_dict(),
             "seed": config.seed,
             "train_length": config.train_length,
             "pretraining": dataclasses.asdict(config.pretraining),

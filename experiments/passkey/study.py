@@ -29,7 +29,7 @@ class Asked:
     """A decoder that is asked for keys under an encoding. model: its seed, or the checkpoint's name."""
 
     label: str
-    spec: rope.RopeSpec
+    spec: rope.Specs
     model: int | str
     lm: Decoder
     tokenizer: data.Tokenizer
@@ -41,7 +41,7 @@ class Study:
     encodings: by model, then by label. remarks: sentences on models that could not be asked.
     """
 
-    encodings: dict[int | str, dict[str, rope.RopeSpec]]
+    encodings: dict[int | str, dict[str, rope.Specs]]
 
     def __init__(self, config: Config):
         from resonance_jax.evaluate import passkey
@@ -62,7 +62,7 @@ class Study:
         """What the models depend on, their tokenizers included."""
         raise NotImplementedError
 
-    def specs(self) -> dict[str, rope.RopeSpec]:
+    def specs(self) -> dict[str, rope.Specs]:
         """Every encoding by its label."""
         return {label: spec for some in self.encodings.values() for label, spec in some.items()}
 

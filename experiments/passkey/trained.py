@@ -65,7 +65,7 @@ class Trained(Study):
         return {
             "trained": {
                 "seeds": self.seeds,
-                "shape": dataclasses.asdict(self.shape),
+                "shape": self.shape.to_dict(),
                 "tokenizer": self.tokenizer.fingerprint,
                 "stages": list(c.stages),
                 "steps": list(c.stage_steps),

@@ -1,6 +1,5 @@
 """Checkpoints and encodings as a command line names them."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def checkpoint_identity(checkpoint: Checkpoint, tokens: Tokenizer) -> Identity:
     """What a result depends on of a checkpoint: its weights, its shape, its encoding and its tokenizer."""
     return {
         "weights": checkpoint.weights_digest(),
-        "decoder": dataclasses.asdict(checkpoint.config),
+        "decoder": checkpoint.config.to_dict(),
         "encoding": checkpoint.rope.to_dict(),
         "tokenizer": tokens.fingerprint,
         "bos": tokens.bos_id,
@@ -61,14 +60,14 @@ def checkpoint_identity(checkpoint: Checkpoint, tokens: Tokenizer) -> Identity:
 
 
 def encodings_of(
-    own: rope.RopeSpec,
+    own: rope.Specs,
     entries: Sequence[str],
     checkpoint: str,
     checkpoints: Sequence[str],
     length: int,
     scale: float | None = None,
     train_length: int | None = None,
-) -> dict[str, rope.RopeSpec]:
+) -> dict[str, rope.Specs]:
     """The encodings that a checkpoint is run under, by a label for people.
 
     Args:
@@ -95,8 +94,10 @@ def encodings_of(
     return specs
 
 
-def scale_note(spec: rope.RopeSpec, own: rope.RopeSpec, asked: float | None, length: int) -> str:
+def scale_note(spec: rope.Specs, own: rope.Specs, asked: float | None, length: int) -> str:
     """Which scale an encoding has and where it comes from, for people; nothing where it has none.
+
+    Where layers differ it says which of them have which encoding.
 
     Args:
         spec: the encoding.
@@ -104,6 +105,9 @@ def scale_note(spec: rope.RopeSpec, own: rope.RopeSpec, asked: float | None, len
         asked: the scale that was asked for.
         length: the longest length in use, in positions.
     """
+    if isinstance(spec, rope.LayerSpecs):
+        note = scale_note(spec.main, rope.main_spec(own), asked, length)
+        return f"{note}; {spec.told()}" if note else spec.told()
     if not rope.METHODS[spec.method].takes_scale:
         return ""
     if (spec.method, spec.scale) == (own.method, own.scale):

@@ -18,7 +18,7 @@ class Subject:
     """A decoder under an encoding. label: its name for people, which no other subject has."""
 
     label: str
-    spec: rope.RopeSpec
+    spec: rope.Specs
     lm: Decoder
 
 

@@ -107,7 +107,7 @@ def _cut(question: leval.Question, budget: int, count: Callable[[str], int]) -> 
 
 
 def declared_length(
-    spec: rope.RopeSpec, tokens: int, max_new_tokens: int, length: int, dynamic_scale: str = "ceil"
+    spec: rope.Specs, tokens: int, max_new_tokens: int, length: int, dynamic_scale: str = "ceil"
 ) -> int:
     """The length in positions that the table of one prompt is declared for.
 
@@ -147,7 +147,7 @@ class Asker:
 
     lm: Decoder
     tokenizer: Tokenizer
-    spec: rope.RopeSpec
+    spec: rope.Specs
     length: int
     dynamic_scale: str = "ceil"
     max_new_tokens: int = leval.MAX_NEW_TOKENS

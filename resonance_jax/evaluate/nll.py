@@ -20,7 +20,7 @@ TOKENS_PER_BATCH = 8192
 
 
 def nll(
-    config: DecoderConfig, params: Params, tokens: Int[Array, "B T"], freqs: rope.Frequencies
+    config: DecoderConfig, params: Params, tokens: Int[Array, "B T"], freqs: rope.Tables
 ) -> Float[Array, "B T-1"]:
     """NLL in nats of every token but a row's first, each given the tokens before it.
 
@@ -40,7 +40,7 @@ def _nll_by_pmap(config: DecoderConfig) -> Callable[..., np.ndarray]:
 
 
 def token_nll(
-    lm: Decoder, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Frequencies
+    lm: Decoder, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Tables
 ) -> Float[Array, "B T-1"]:
     """NLL in nats of every token but a row's first; compiled once per shape.
 
@@ -55,7 +55,7 @@ def token_nll(
 def batched_nll(
     lm: Decoder,
     windows: Integer[np.ndarray, "W T"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     pmap: bool = False,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Iterator[tuple[int, Float[np.ndarray, "rows T-1"]]]:

@@ -223,7 +223,7 @@ def questions(
 def cell(
     lm: Decoder,
     tokenizer: Tokenizer,
-    spec: rope.RopeSpec,
+    spec: rope.Specs,
     wording: Template,
     length: int,
     depth: float,

@@ -43,7 +43,7 @@ class _Document:
 def perplexity(
     lm: Decoder,
     documents: Documents,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     protocol: str = "prefix",
     length: int = 4096,
     stride: int = 256,
@@ -81,7 +81,7 @@ def perplexity(
 def sweep(
     lm: Decoder,
     documents: Documents,
-    spec: rope.RopeSpec,
+    spec: rope.Specs,
     lengths: Sequence[int],
     protocol: str = "prefix",
     stride: int = 256,
@@ -149,14 +149,21 @@ def sweep(
     return {length: merge([r[length] for r in results]) for length in lengths}
 
 
+def _told(tables: rope.Tables) -> list[object]:
+    """What tells an encoding apart."""
+    if isinstance(tables, dict):
+        return [{name: _told(own) for name, own in tables.items()}]
+    return [rope.fingerprint(tables), np.asarray(tables.wavelength).tolist()]
+
+
 def _identity(
-    lm: Decoder, tables: Sequence[rope.Frequencies], passes: Sequence[Sequence[int]], how: Windowing
+    lm: Decoder, tables: Sequence[rope.Tables], passes: Sequence[Sequence[int]], how: Windowing
 ) -> Identity:
     """Everything that a document's results depend on beside the document itself."""
     return {
         "weights": weights_digest(lm.params),
-        "decoder": dataclasses.asdict(lm.config),
-        "encoding": [[rope.fingerprint(table), np.asarray(table.wavelength).tolist()] for table in tables],
+        "decoder": lm.config.to_dict(),
+        "encoding": [_told(table) for table in tables],
         "lengths": [list(some) for some in passes],
         "protocol": dataclasses.asdict(how),
         "platform": jax.default_backend(),
@@ -185,7 +192,7 @@ def _long_enough(
 def _score(
     lm: Decoder,
     documents: Sequence[_Document],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     lengths: Sequence[int],
     how: Windowing,
     pmap: bool,
@@ -221,7 +228,7 @@ def _score(
 def _window_nll(
     lm: Decoder,
     windows: Sequence[Integer[np.ndarray, "_"]],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     length: int,
     pmap: bool,
     progress: Progress | None,

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Integer
 from resonance_jax import rope
 from resonance_jax.model import DecoderConfig
 from resonance_jax.model.cached_attention import Prefix, cached_attention
+from resonance_jax.model.layer_types import LayerType, by_name, tables
 from resonance_jax.model.parameters import real_dtype
 from resonance_jax.model.sequence import attention
 from resonance_jax.parallel.mesh import constrain
@@ -24,7 +25,7 @@ AXES = ("layers", "batch", "kv_heads", None, None)
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["keys", "values", "lengths", "freqs", "prefix"],
-    meta_fields=["layout", "fresh"],
+    meta_fields=["layout", "types", "fresh"],
 )
 @dataclasses.dataclass(frozen=True)
 class Cache:
@@ -34,8 +35,10 @@ class Cache:
         keys: rotated under `freqs`; slot s is position s, or s after the prefix.
         values: in the same slots.
         lengths: int32, tokens held by each row; what lies in later slots is never read.
-        freqs: the table that the keys were rotated under, the only one that new tokens can attend under.
+        freqs: the table that the keys were rotated under, or the tables by layer type; new tokens can attend
+            under no other.
         layout: which dims make a pair (rope.rotate).
+        types: of every layer: which table its keys are rotated under, if any.
         fresh: whether nothing is held yet, known when compiling: attention is then that of a plain forward.
         prefix: the tokens that every row begins with, held once; None where there are none.
     """
@@ -45,8 +48,9 @@ class Cache:
     keys: Float[Array, "L B K S H"]
     values: Float[Array, "L B K S H"]
     lengths: Int[Array, "B"]
-    freqs: rope.Frequencies
+    freqs: rope.Tables
     layout: str
+    types: tuple[LayerType, ...]
     fresh: bool
     prefix: Prefix | None = None
 
@@ -85,7 +89,7 @@ class Cache:
         """S, the tokens that a row has room for."""
         return self.keys.shape[3]
 
-    def rotate_to(self, freqs: rope.Frequencies) -> "Cache":
+    def rotate_to(self, freqs: rope.Tables) -> "Cache":
         """The same cache with its keys as if they had been rotated under another table.
 
         For a conversation that outgrows the length its table was declared for. Each key is turned back by
@@ -94,17 +98,26 @@ class Cache:
         table, to that precision; keys stored in bfloat16 are rounded once more. The keys and values of deeper
         layers were computed from what earlier layers attended to under the old table. They keep that, as in
         a cache of unrotated keys (YaRN, Peng et al. 2023, section 3.3); only a new `prefill` computes them
-        again. Pure. Raises ValueError when the table rotates more dims than a head has.
+        again. Keys of layers without RoPE stay. Pure. Raises ValueError when a table rotates more dims than a
+        head has, and for tables of other layer types.
         """
-        rotated, head = 2 * freqs.step.shape[0], self.keys.shape[-1]
-        if rotated > head:
-            raise ValueError(f"the encoding rotates {rotated} dims, but the cache's heads have {head}.")
-        turn = lambda keys, first: _turned(keys, self.freqs, freqs, first, self.layout)
-        prefix = None if self.prefix is None else self.prefix._replace(keys=turn(self.prefix.keys, 0))
-        return dataclasses.replace(self, keys=turn(self.keys, self.shared), freqs=freqs, prefix=prefix)
+        after = tables(self.types, self.keys.shape[-1], freqs)
+        before = by_name(self.types, self.freqs)
+
+        def turned(keys: Float[Array, "L B K S H"], first: Int[Array, ""] | int) -> Float[Array, "L B K S H"]:
+            if len(after) == 1 and all(kind.rope for kind in self.types):
+                ((name, table),) = after.items()
+                return _turned(keys, before[name], table, first, self.layout)
+            for name, table in after.items():
+                mine = np.array([number for number, kind in enumerate(self.types) if kind.name == name])
+                keys = keys.at[mine].set(_turned(keys[mine], before[name], table, first, self.layout))
+            return keys
+
+        prefix = None if self.prefix is None else self.prefix._replace(keys=turned(self.prefix.keys, 0))
+        return dataclasses.replace(self, keys=turned(self.keys, self.shared), freqs=freqs, prefix=prefix)
 
     def check(
-        self, config: DecoderConfig, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Frequencies
+        self, config: DecoderConfig, tokens: Integer[Array | np.ndarray, "B T"], freqs: rope.Tables
     ) -> None:
         """Raise ValueError unless the cache can take these tokens under this table.
 
@@ -124,6 +137,10 @@ class Cache:
                 f"and {self.layout!r} pairs; the decoder and the tokens ask for {list(wanted)} and "
                 f"{config.rope_layout!r}."
             )
+        if self._tables(self.types) != self._tables(config.types):
+            raise ValueError(
+                "this cache is for other layer types than the decoder's; make it with its config."
+            )
         leaves = jax.tree.leaves((self.freqs, freqs))
         if not any(isinstance(x, Tracer) for x in leaves) and not rope.same(self.freqs, freqs):
             raise ValueError(
@@ -136,6 +153,11 @@ class Cache:
                 f"a row holds {held} tokens and would take {T} more, but the cache has room for "
                 f"{self.capacity}; make it with a larger capacity."
             )
+
+    def _tables(self, types: tuple[LayerType, ...]) -> list[str | None]:
+        """Which table the keys of each layer are rotated under: its name, "" for the only one, or None."""
+        named = isinstance(self.freqs, dict)
+        return [(kind.name if named else "") if kind.rope else None for kind in types]
 
     def positions(self, count: int) -> Int[Array, "*rows {count}"]:
         """Positions of the next `count` tokens: [count] when nothing is held yet, or [B, count]."""
@@ -226,7 +248,7 @@ def _turned(
 
 
 def empty(
-    config: DecoderConfig, batch: int, capacity: int, freqs: rope.Frequencies, dtype: str | None = None
+    config: DecoderConfig, batch: int, capacity: int, freqs: rope.Tables, dtype: str | None = None
 ) -> Cache:
     """A cache that holds nothing yet. Pure.
 
@@ -244,4 +266,6 @@ def empty(
         raise ValueError(f"a cache has at least 1 row and room for 1 token, got {batch} and {capacity}.")
     shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
     stack = lambda: constrain(jnp.zeros(shape, real_dtype(dtype or config.dtype)), AXES)
-    return Cache(stack(), stack(), jnp.zeros(batch, jnp.int32), freqs, config.rope_layout, fresh=True)
+    return Cache(
+        stack(), stack(), jnp.zeros(batch, jnp.int32), freqs, config.rope_layout, config.types, fresh=True
+    )

@@ -68,7 +68,7 @@ class Generation:
 def generate(
     lm: Decoder,
     prompts: Sequence[Prompt],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     max_new_tokens: int,
     stop: str | Sequence[str] = (),
@@ -155,7 +155,7 @@ def _start(
     params: Weights,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     before: Cache | None,
     capacity: int,
     sampling: Sampling | None,

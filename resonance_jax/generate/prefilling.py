@@ -23,7 +23,7 @@ def prefill(
     params: Weights,
     tokens: Integer[Array | np.ndarray, "B T"],
     lengths: Integer[Array | np.ndarray, "B"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     capacity: int,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Run the prompts through the decoder and keep their keys and values in a cache.

@@ -52,7 +52,7 @@ def common_length(prompts: Sequence[Integer[np.ndarray, "_"]]) -> int:
 def share(
     lm: Decoder,
     prompts: Sequence[Integer[Array | np.ndarray, "_"] | Sequence[int]],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     least: int = LEAST,
 ) -> SharedPrefix | None:
     """Prefill what all prompts begin with; None for one prompt, or for fewer shared tokens than `least`.
@@ -80,7 +80,7 @@ def _held(
     params: Weights,
     tokens: Int[Array, "1 T"],
     lengths: Int[Array, "1"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
 ) -> Cache:
     """A cache that holds the tokens."""
     return prefill(config, params, tokens, lengths, freqs, tokens.shape[1])[1]

@@ -41,7 +41,7 @@ class Checkpoint:
     gguf: gguf_file.GgufFile | None = None
 
     @functools.cached_property
-    def _read(self) -> tuple[DecoderConfig, rope.RopeSpec]:
+    def _read(self) -> tuple[DecoderConfig, rope.Specs]:
         try:
             return from_hf_config(dict(self.stated))
         except ValueError as error:
@@ -53,7 +53,7 @@ class Checkpoint:
         return self._read[0]
 
     @property
-    def rope(self) -> rope.RopeSpec:
+    def rope(self) -> rope.Specs:
         """The encoding that the weights were trained under."""
         return self._read[1]
 

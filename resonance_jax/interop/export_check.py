@@ -49,7 +49,7 @@ def check_export(
     transformers.utils.logging.disable_progress_bar()
     lm = load_hf(folder)
     assert lm.rope is not None  # a config.json always states one
-    spec = lm.rope
+    spec = rope.main_spec(lm.rope)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
@@ -90,10 +90,10 @@ def _compare(lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray) -
     }
 
 
-def _logits(lm: Decoder, tokens: np.ndarray, freqs: rope.Frequencies, picked: np.ndarray) -> np.ndarray:
+def _logits(lm: Decoder, tokens: np.ndarray, freqs: rope.Tables, picked: np.ndarray) -> np.ndarray:
     """f64[picked, V]: the whole sequence goes through the layers, the picked positions through the head."""
 
-    def some(params: Weights, tokens: Int[Array, "B T"], freqs: rope.Frequencies) -> Float[Array, "picked V"]:
+    def some(params: Weights, tokens: Int[Array, "B T"], freqs: rope.Tables) -> Float[Array, "picked V"]:
         return hidden_states(lm.config, params, tokens, freqs)[0, picked] @ head(lm.config, params)
 
     return np.asarray(jax.jit(some)(lm.params, tokens[None], freqs), np.float64)

@@ -142,6 +142,7 @@ def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) ->
     Raises ValueError naming the field that Hugging Face's LLaMA and Mistral cannot express.
     """
     for field, only in (
+        ("layer_types", (None,)),
         ("mlp", ("swiglu",)),
         ("rope_layout", ("half",)),
         ("attention_scale", (None, config.head_dim**-0.5)),

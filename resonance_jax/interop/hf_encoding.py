@@ -17,6 +17,8 @@ def encoding_keys(
     spec = rope or lm.rope
     if spec is None:
         raise ValueError("this decoder states no encoding (lm.rope is None); name it: rope=RopeSpec(...).")
+    if isinstance(spec, encodings.LayerSpecs):
+        raise ValueError("Hugging Face's LLaMA and Mistral have one encoding for all layers; give rope=.")
     if length is not None and (type(length) is not int or length < 1):
         raise ValueError(f"length is the longest sequence in positions, a positive integer, got {length!r}.")
     head_dim, pairs = lm.config.head_dim, spec.rotary_dim // 2 if freqs is None else len(freqs.wavelength)

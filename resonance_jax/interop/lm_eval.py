@@ -43,7 +43,7 @@ def _score(
     config: DecoderConfig,
     params: Params,
     tokens: Int[Array, "B T"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     first: Int[Array, "B"],
     targets: Int[Array, "B C"],
 ) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
@@ -295,7 +295,7 @@ class ResonanceLM(TemplateLM):
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
 
-    def _table(self, length: int) -> rope.Frequencies:
+    def _table(self, length: int) -> rope.Tables:
         """The table for a request of so many positions."""
         return rope.frequencies(self.spec, length=length if self.spec.dynamic else self.max_length)
 

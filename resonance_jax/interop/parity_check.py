@@ -22,8 +22,11 @@ from resonance_jax.interop.parity_result import BINS, FLOAT32, FLOAT64, PARTS, P
 from resonance_jax.interop.torch_llama import TorchLlama
 from resonance_jax.interop.torch_rope import TorchTable
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Decoder, Params, forward, head, hidden_states, layer, rms_norm
+from resonance_jax.model.decoder import Decoder, Params, forward, head, hidden_states
+from resonance_jax.model.decoder_layer import layer, rms_norm
+from resonance_jax.model.layer_types import LayerType
 from resonance_jax.model.loss import linear_cross_entropy
+from resonance_jax.model.stack import turns
 
 DTYPES = ("float64", "float32", "bfloat16")
 
@@ -126,7 +129,7 @@ def _compare(
 
 
 def our_taps(
-    lm: Decoder, tokens: Int32[np.ndarray, "B T"], freqs: rope.Frequencies, gradients: bool = False
+    lm: Decoder, tokens: Int32[np.ndarray, "B T"], freqs: rope.Tables, gradients: bool = False
 ) -> Iterator[tuple[str, Num[Array | np.ndarray, "..."]]]:
     """(name, value) of every part of our decoder; names and shapes as TorchLlama.run's.
 
@@ -136,10 +139,10 @@ def our_taps(
     dtype = params["embed"].dtype
     x = params["embed"][tokens]
     yield "embedding", x
-    cos, sin = rope.cos_sin(freqs, np.arange(tokens.shape[1]), _wide(dtype))
-    for i in range(config.n_layers):
+    angles = turns(config, freqs, np.arange(tokens.shape[1]), _wide(dtype))
+    for i, kind in enumerate(config.types):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-        x, taps = _layer(config, own, x, cos, sin)
+        x, taps = _layer(config, kind, own, x, *angles.get(kind.name, (None, None)))
         yield from ((f"layer {i} {name}", taps[name]) for name in PARTS)
     yield "norm", rms_norm(x, params["final_norm"], config.norm_eps)
     yield "logits", _logits(config, params, tokens, freqs)
@@ -150,13 +153,14 @@ def our_taps(
             yield f"gradient of {name}", stored(grads, where, index)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _layer(
     config: DecoderConfig,
+    kind: LayerType,
     p: Mapping[str, Array],
     x: Float[Array, "B T D"],
-    cos: Float[Array, "T pairs"],
-    sin: Float[Array, "T pairs"],
+    cos: Float[Array, "T pairs"] | None,
+    sin: Float[Array, "T pairs"] | None,
 ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """(what a layer gives to the next one, its tensors by name)."""
     taps: dict[str, Array] = {}
@@ -165,7 +169,7 @@ def _layer(
         taps[name] = value
         return value
 
-    out = layer(config, p, x, cos, sin, tap=tap)
+    out = layer(config, p, x, cos, sin, tap=tap, kind=kind)
     return out, {**taps, "residual": out}
 
 
@@ -177,7 +181,7 @@ def _loss(
     config: DecoderConfig,
     params: Params,
     tokens: Int[Array, "B T"],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     gradients: bool,
 ) -> tuple[Float[Array, ""], Params | None]:
     """(mean NLL in nats, its gradient if that is wanted)."""

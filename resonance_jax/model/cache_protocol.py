@@ -16,7 +16,7 @@ class Cache(Protocol):
     """What the decoder asks of a cache: a pytree of the keys and values that it has seen (generate.Cache)."""
 
     @property
-    def freqs(self) -> rope.Frequencies:
+    def freqs(self) -> rope.Tables:
         """The table that its keys were rotated under."""
         ...
 
@@ -24,7 +24,7 @@ class Cache(Protocol):
         self,
         config: DecoderConfig,
         tokens: Integer[Array | np.ndarray, "B T"],
-        freqs: rope.Frequencies,
+        freqs: rope.Tables,
     ) -> None:
         """Raise ValueError if it cannot take these tokens under this table."""
 

@@ -2,6 +2,11 @@
 
 import dataclasses
 
+from resonance_jax.model.layer_types import LayerType, of_every_layer
+
+_LATER = ("layer_types",)
+"""Fields that earlier versions did not have."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -12,6 +17,8 @@ class DecoderConfig:
         norm_eps: added to the mean square in every norm.
         tie_embeddings: the head is the embedding.
         window: how many keys a query sees; None for all.
+        layer_types: where layers differ: a pattern of LayerTypes that repeats over the depth, or one a layer.
+            Each states its own window. None: every layer is the same.
         mlp: "swiglu" (LLaMA) or "relu" (T5).
         rope_layout: which dims make a pair, "half" or "interleaved" (see rope.rotate).
         attention_scale: multiplies q.k; None for head_dim**-0.5 (T5 has 1).
@@ -38,6 +45,7 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     window: int | None = None
+    layer_types: tuple[LayerType, ...] | None = None
     mlp: str = "swiglu"
     rope_layout: str = "half"
     attention_scale: float | None = None
@@ -77,8 +85,23 @@ class DecoderConfig:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(allowed)}."
                 )
+        if self.layer_types is not None:
+            object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        of_every_layer(self.layer_types, self.n_layers, self.window)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+
+    @property
+    def types(self) -> tuple[LayerType, ...]:
+        """The type of every layer, one a layer."""
+        return of_every_layer(self.layer_types, self.n_layers, self.window)
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as plain values for JSON. Those that an earlier version did not have are left out while
+        they say nothing, so that what it kept is still known as the same decoder's."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        stated = dataclasses.asdict(self)
+        return {k: v for k, v in stated.items() if k not in _LATER or v != defaults[k]}
 
     def replace(self, **changes: object) -> "DecoderConfig":
         """The same config with other values in some fields."""

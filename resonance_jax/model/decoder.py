@@ -1,14 +1,14 @@
 """The decoder: a pure function of (config, params, tokens, frequencies), in a thin Flax NNX container.
 
 LLaMA and PosGen's T5-style stack are the same code under two configurations. The encoding is an argument:
-one compiled program serves every table of the same shape. Layers are stacked and run under lax.scan, so
+one compiled program serves every table of the same shape. Layers are stacked and scanned (model.stack), so
 compile time does not grow with depth.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key, PRNGKeyArray, Shaped
 
 from resonance_jax import rope
-from resonance_jax.model import parameters
-from resonance_jax.model.block_pairs import SAVED
+from resonance_jax.model import layer_types, parameters
 from resonance_jax.model.cache_protocol import Cache
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder_layer import ACTIVATIONS, layer, product, rms_norm
+from resonance_jax.model.decoder_layer import ACTIVATIONS, product, rms_norm
 from resonance_jax.model.dropout import dropout, split
-from resonance_jax.model.lora import Adapted, AdaptedParams
+from resonance_jax.model.lora import AdaptedParams
 from resonance_jax.model.parameters import Params
+from resonance_jax.model.stack import run_stack, turns
 from resonance_jax.parallel.mesh import constrain
 
 Positions: TypeAlias = Integer[Array | np.ndarray, "T"] | Integer[Array | np.ndarray, "B T"]
@@ -34,21 +34,6 @@ Segments: TypeAlias = Int[Array | np.ndarray, "B T"]
 Weights: TypeAlias = Params | AdaptedParams
 """With adapters or without."""
 _Cache = TypeVar("_Cache", bound=Cache)
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def _remat(config: DecoderConfig, fn: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """A layer that recomputes in the gradient what config.remat says."""
-    if config.remat == "none":
-        return fn
-    policy = {
-        "full": None,
-        "attention": jax.checkpoint_policies.save_only_these_names(*SAVED),
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }[config.remat]
-    return jax.checkpoint(fn, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged away
 
 
 def segment_positions(segment_ids: Int[Array | np.ndarray, "B T"]) -> Int[Array, "B T"]:
@@ -61,7 +46,7 @@ def segment_positions(segment_ids: Int[Array | np.ndarray, "B T"]) -> Int[Array,
 def _check(
     config: DecoderConfig,
     tokens: Shaped[Array | np.ndarray, "..."],
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     positions: Shaped[Array | np.ndarray, "..."] | None,
     segment_ids: Shaped[Array | np.ndarray, "..."] | None,
     key: Key[Array, ""] | None,
@@ -78,16 +63,7 @@ def _check(
         raise ValueError(
             f"segment_ids must be [B, T] like tokens {list(tokens.shape)}, got {list(segment_ids.shape)}."
         )
-    if freqs.step.ndim != 2:
-        raise ValueError(
-            f"expected one encoding (step [R/2, 2]), got {list(freqs.step.shape)}; vmap over stacked ones."
-        )
-    rotated = 2 * freqs.step.shape[0]
-    if rotated > config.head_dim:
-        raise ValueError(
-            f"the encoding rotates {rotated} dims, but a head has {config.head_dim}; "
-            f"make the frequencies with head_dim={config.head_dim}."
-        )
+    layer_types.tables(config.types, config.head_dim, freqs)
     if cache is not None:
         if not (positions is segment_ids is key is None):
             raise ValueError(
@@ -101,7 +77,7 @@ def _hidden_states(
     config: DecoderConfig,
     params: Weights,
     tokens: Tokens,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     positions: Positions | None,
     segment_ids: Segments | None,
     cache: _Cache | None,
@@ -118,7 +94,7 @@ def _hidden_states(
             if segment_ids is None
             else segment_positions(segment_ids)
         )
-    cos, sin = rope.cos_sin(freqs, jnp.asarray(positions), jnp.promote_types(jnp.float32, dtype))
+    angles = turns(config, freqs, jnp.asarray(positions), jnp.promote_types(jnp.float32, dtype))
     keys = split(key, 3)
     # Rows first, then the dtype: the gradient of a row adds up in the parameters' precision.
     # Of a table cut both ways the compiler would look up whole rows everywhere, and cut them afterwards.
@@ -126,35 +102,7 @@ def _hidden_states(
     x = constrain(table[tokens].astype(dtype), ACTIVATIONS)
     x = dropout(x, config.dropout, keys[0])
 
-    def body(
-        carry: tuple[Float[Array, "B T D"], _Cache | None],
-        scanned: tuple[Mapping[str, Array | Adapted], Key[Array, ""] | None, Int[Array, ""] | None],
-    ) -> tuple[tuple[Float[Array, "B T D"], _Cache | None], None]:
-        x, cache = carry
-        p, layer_key, index = scanned
-        if cache is None or index is None:
-            return (layer(config, p, x, cos, sin, segment_ids, layer_key), None), None
-        kept = cache
-
-        def attend(
-            q: Float[Array, "B T N H"],
-            k: Float[Array, "B T K H"],
-            v: Float[Array, "B T K H"],
-            *,
-            window: int | None,
-            scale: float | None,
-            kernel: str,
-        ) -> Float[Array, "B T N H"]:
-            nonlocal kept
-            out, kept = kept.attend(index, q, k, v, window=window, scale=scale, kernel=kernel)
-            return out
-
-        x = layer(config, p, x, cos, sin, segment_ids, layer_key, attend=attend)
-        return (x, kept), None
-
-    layer_keys = None if keys[1] is None else jax.random.split(keys[1], config.n_layers)
-    indices = None if cache is None else jnp.arange(config.n_layers, dtype=jnp.int32)
-    (x, cache), _ = jax.lax.scan(_remat(config, body), (x, cache), (params["layers"], layer_keys, indices))
+    x, cache = run_stack(config, params["layers"], x, angles, segment_ids, cache, keys[1])
     x = dropout(rms_norm(x, params["final_norm"], config.norm_eps), config.dropout, keys[2])
     x = x if config.head_scale is None else x * jnp.asarray(config.head_scale, x.dtype)
     return x, None if cache is None else cache.advanced(tokens.shape[1])
@@ -165,7 +113,7 @@ def hidden_states(
     config: DecoderConfig,
     params: Weights,
     tokens: Tokens,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     positions: Positions | None = None,
     segment_ids: Segments | None = None,
@@ -174,13 +122,13 @@ def hidden_states(
 ) -> Float[Array, "B T D"]: ...
 @overload
 def hidden_states(
-    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Frequencies, *, cache: _Cache
+    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Tables, *, cache: _Cache
 ) -> tuple[Float[Array, "B T D"], _Cache]: ...
 def hidden_states(
     config: DecoderConfig,
     params: Weights,
     tokens: Tokens,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     positions: Positions | None = None,
     segment_ids: Segments | None = None,
@@ -219,7 +167,7 @@ def forward(
     config: DecoderConfig,
     params: Weights,
     tokens: Tokens,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     positions: Positions | None = None,
     segment_ids: Segments | None = None,
@@ -228,13 +176,13 @@ def forward(
 ) -> Float[Array, "B T V"]: ...
 @overload
 def forward(
-    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Frequencies, *, cache: _Cache
+    config: DecoderConfig, params: Weights, tokens: Tokens, freqs: rope.Tables, *, cache: _Cache
 ) -> tuple[Float[Array, "B T V"], _Cache]: ...
 def forward(
     config: DecoderConfig,
     params: Weights,
     tokens: Tokens,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     *,
     positions: Positions | None = None,
     segment_ids: Segments | None = None,
@@ -247,7 +195,7 @@ def forward(
         config: the decoder.
         params: its weights, with adapters or without.
         tokens: token ids.
-        freqs: the encoding.
+        freqs: the encoding: one table, or where layers differ one for each layer type by name.
         positions: of the tokens, [T] or [B, T]; default 0 … T-1, or counted from the start of each segment.
         segment_ids: of packed documents; tokens see their own document only.
         cache: the tokens before these; positions and encoding are then the cache's own.
@@ -277,7 +225,7 @@ def _creator(config: DecoderConfig, mesh: Mesh | None) -> Callable[[Key[Array, "
     return jax.jit(lambda key: parameters.create(config, key, dtype), out_shardings=where)
 
 
-def reach(spec: rope.RopeSpec) -> int | None:
+def reach(spec: rope.Specs) -> int | None:
     """How many positions an encoding states that it reaches: int(scale * train_length), or None where it
     states no training length. A dynamic method has scale 1 and reaches further than it states."""
     return None if spec.train_length is None else int(spec.scale * spec.train_length)
@@ -288,7 +236,7 @@ class DecoderFields(TypedDict, total=False):
 
     config: DecoderConfig
     mesh: Mesh | None
-    rope: rope.RopeSpec | None
+    rope: rope.Specs | None
     params: Params
     context_length: int | None
     source: Path | None
@@ -314,7 +262,7 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         key: PRNGKeyArray | None = None,
         mesh: Mesh | None = None,
-        rope: rope.RopeSpec | None = None,
+        rope: rope.Specs | None = None,
         params: Params | None = None,
         context_length: int | None = None,
         source: Path | None = None,
@@ -336,7 +284,7 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens: Int[ArrayLike, "B T"],
-        freqs: rope.Frequencies,
+        freqs: rope.Tables,
         positions: Integer[Array | np.ndarray, "..."] | None = None,
         segment_ids: Segments | None = None,
         cache: Cache | None = None,

@@ -15,6 +15,7 @@ from resonance_jax import rope
 from resonance_jax.model.cache_protocol import Attend
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout, split
+from resonance_jax.model.layer_types import LayerType
 from resonance_jax.model.lora import Adapted
 from resonance_jax.model.sequence import attention
 from resonance_jax.parallel.mesh import automatic_axes, constrain
@@ -76,12 +77,13 @@ def layer(
     config: DecoderConfig,
     p: Mapping[str, Array | Adapted],
     x: Float[Array, "B T D"],
-    cos: Float[Array, "*rows T pairs"],
-    sin: Float[Array, "*rows T pairs"],
+    cos: Float[Array, "*rows T pairs"] | None,
+    sin: Float[Array, "*rows T pairs"] | None,
     segment_ids: Int[Array | np.ndarray, "B T"] | None = None,
     key: Key[Array, ""] | None = None,
     tap: Tap | None = None,
     attend: Attend | None = None,
+    kind: LayerType | None = None,
 ) -> Float[Array, "B T D"]:
     """One pre-norm block: attention and MLP, each added to the residual stream.
 
@@ -89,18 +91,19 @@ def layer(
         config: the decoder.
         p: one layer's parameters by name, each without the axis of the layers.
         x: the residual stream.
-        cos, sin: of every pair, [T, R/2] or [B, T, R/2].
+        cos, sin: of every pair, [T, R/2] or [B, T, R/2]; a layer without RoPE needs none.
         segment_ids: tokens see their own segment only.
         key: for dropout, in training.
         tap: called for "q" [B, T, N, H] and "k" [B, T, K, H] after rotation, and for "attention" and "mlp"
             [B, T, D], which are added to the stream; used by the parity checks.
         attend: takes the place of attention; used by caches, which keep the keys.
+        kind: the type of this layer; default: that of the first.
 
     Returns:
         The residual stream after this layer.
     """
     tap = tap or (lambda name, value: value)
-    c = config
+    c, kind = config, kind or config.types[0]
     B, T, _ = x.shape
     keys = split(key, 4)
 
@@ -123,11 +126,14 @@ def layer(
     if attend is None:
         rate = 0.0 if key is None else c.dropout
         attend = functools.partial(attention, segment_ids=segment_ids, dropout=rate, key=keys[0])
+    if kind.rope:
+        assert cos is not None and sin is not None
+        q, k = (rope.rotate(each, cos, sin, c.rope_layout) for each in (q, k))
     out = attend(
-        tap("q", rope.rotate(q, cos, sin, c.rope_layout)),
-        tap("k", rope.rotate(k, cos, sin, c.rope_layout)),
+        tap("q", q),
+        tap("k", k),
         v,
-        window=c.window,
+        window=kind.window,
         scale=c.attention_scale,
         kernel=c.kernel,
     )

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from resonance_jax.evaluate.bootstrap import Interval, paired_difference
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.evaluate.student import FEW, student_interval
-from resonance_jax.rope import RopeSpec
+from resonance_jax.rope import Specs
 
 
 class FigureRow(TypedDict):
@@ -56,7 +56,7 @@ DifferenceRow = TypedDict(
 """One encoding minus another at one length, in nats per token."""
 
 
-def figures(label: str, spec: RopeSpec, by_length: Mapping[int, Perplexity]) -> list[FigureRow]:
+def figures(label: str, spec: Specs, by_length: Mapping[int, Perplexity]) -> list[FigureRow]:
     """One row per length, with everything that is needed to compare it."""
     rows: list[FigureRow] = []
     for length, result in sorted(by_length.items()):

@@ -9,18 +9,24 @@ from resonance_jax.rope.integer_wavelengths import (
     seen_twin,
     wavelengths,
 )
+from resonance_jax.rope.layer_specs import LayerSpecs, Specs, main_spec, specs_from_dict
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.names import named
-from resonance_jax.rope.phases import Frequencies, cos_sin, from_inv_freq, rotate
+from resonance_jax.rope.phases import FULL, SLIDING, Frequencies, Tables, cos_sin, from_inv_freq, rotate
 from resonance_jax.rope.restatement import restate
 from resonance_jax.rope.scale_for_length import restate_for_length
 from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import fingerprint, frequencies, from_record, same, to_record
 
 __all__ = [
+    "FULL",
     "METHODS",
+    "SLIDING",
     "Frequencies",
+    "LayerSpecs",
     "RopeSpec",
+    "Specs",
+    "Tables",
     "cos_sin",
     "critical_dimension",
     "explain",
@@ -30,6 +36,7 @@ __all__ = [
     "from_hf",
     "from_inv_freq",
     "from_record",
+    "main_spec",
     "named",
     "resonance",
     "restate",
@@ -37,6 +44,7 @@ __all__ = [
     "rotate",
     "same",
     "seen_twin",
+    "specs_from_dict",
     "to_hf",
     "to_longrope",
     "to_record",

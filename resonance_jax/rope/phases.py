@@ -10,7 +10,7 @@ periodic to the last bit.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,13 @@ class Frequencies:
         turns = step[..., 0] / WORD + step[..., 1] / WORD**2
         whole = np.where(wavelength > 0, wavelength, 1)
         return 2 * math.pi * np.where(wavelength > 0, 1.0 / whole, turns)
+
+
+Tables: TypeAlias = Frequencies | dict[str, Frequencies]
+"""One table for every layer, or one for each layer type that uses RoPE, by its name."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Hugging Face's names of the two common layer types: queries that see all keys before them, or a window."""
 
 
 def host(

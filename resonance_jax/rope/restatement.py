@@ -1,7 +1,9 @@
 """The encoding of a checkpoint, stated again under another name, scale or training length."""
 
 import dataclasses
+from typing import overload
 
+from resonance_jax.rope.layer_specs import LayerSpecs, Specs
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.names import named, parse_name
 from resonance_jax.rope.schema import Given, Value
@@ -9,9 +11,17 @@ from resonance_jax.rope.spec import RopeSpec
 from resonance_jax.rope.tables import frequencies, same
 
 
+@overload
 def restate(
     own: RopeSpec, name: str, *, scale: Given[float | None] = None, train_length: Given[int | None] = None
-) -> RopeSpec:
+) -> RopeSpec: ...
+@overload
+def restate(
+    own: Specs, name: str, *, scale: Given[float | None] = None, train_length: Given[int | None] = None
+) -> Specs: ...
+def restate(
+    own: Specs, name: str, *, scale: Given[float | None] = None, train_length: Given[int | None] = None
+) -> Specs:
     """The encoding to run a checkpoint under, made from the one that it states for itself.
 
     Head size, base and partial rotation are always the checkpoint's. The method that it already has keeps
@@ -19,7 +29,8 @@ def restate(
     Resonance follows the name alone: "yarn" of a resonant checkpoint is plain YaRN.
 
     Args:
-        own: the encoding that the checkpoint states.
+        own: the encoding that the checkpoint states. Of LayerSpecs, those of the layers that see everything
+            are stated again; layers with a window keep theirs.
         name: "own", which gives `own` unchanged whatever else is asked; otherwise a name of rope.named.
         scale: the paper's s, left out for methods that take none.
         train_length: the paper's L in positions; by default what `own` states.
@@ -32,6 +43,8 @@ def restate(
     """
     if name == "own":
         return own
+    if isinstance(own, LayerSpecs):
+        return own.map(lambda each: restate(each, name, scale=scale, train_length=train_length))
     method, resonance = parse_name(name)
     train_length = own.train_length if train_length is None else train_length
     if method == own.method:

@@ -2,18 +2,23 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast, overload
 
 import numpy as np
 
 from resonance_jax.rope.integer_wavelengths import resonance
-from resonance_jax.rope.phases import Frequencies, from_inv_freq, host
+from resonance_jax.rope.layer_specs import LayerSpecs, Specs
+from resonance_jax.rope.phases import Frequencies, Tables, from_inv_freq, host
 from resonance_jax.rope.schema import Given, plain
 from resonance_jax.rope.spec import RopeSpec
 
 
-def frequencies(spec: RopeSpec, length: Given[int | None] = None) -> Frequencies:
-    """The table of an encoding, made on the host in float64.
+@overload
+def frequencies(spec: RopeSpec, length: Given[int | None] = None) -> Frequencies: ...
+@overload
+def frequencies(spec: Specs, length: Given[int | None] = None) -> Tables: ...
+def frequencies(spec: Specs, length: Given[int | None] = None) -> Tables:
+    """The table of an encoding, made on the host in float64; of LayerSpecs the tables by layer type.
 
     Args:
         spec: the encoding.
@@ -23,6 +28,8 @@ def frequencies(spec: RopeSpec, length: Given[int | None] = None) -> Frequencies
     Raises:
         ValueError: when the length is needed and missing, or not a positive whole number.
     """
+    if isinstance(spec, LayerSpecs):
+        return {name: frequencies(own, length) for name, own in spec.items()}
     length = cast(int | None, plain("length", length, "whole", optional=True))
     if length is not None and length < 1:
         raise ValueError(f"length must be at least 1 position, got {length}.")
@@ -38,12 +45,16 @@ def frequencies(spec: RopeSpec, length: Given[int | None] = None) -> Frequencies
     return resonance(freqs) if spec.resonance else freqs
 
 
-def same(a: Frequencies, b: Frequencies) -> bool:
-    """Whether two tables are the same encoding.
+def same(a: Tables, b: Tables) -> bool:
+    """Whether two tables are the same encoding; tables by layer type are when each of them is.
 
     Frequencies must agree to 1e-9 relative, integer wavelengths exactly, and attention factors to 1e-7
     relative: float64 powers differ by an ulp between processors.
     """
+    if isinstance(a, dict) or isinstance(b, dict):
+        if not isinstance(a, dict) or not isinstance(b, dict) or a.keys() != b.keys():
+            return False
+        return all(same(a[name], b[name]) for name in a)
     if np.shape(a.wavelength) != np.shape(b.wavelength):
         return False
     return bool(
@@ -53,22 +64,31 @@ def same(a: Frequencies, b: Frequencies) -> bool:
     )
 
 
-def fingerprint(freqs: Frequencies) -> str:
+def fingerprint(freqs: Tables) -> str:
     """A short label for people, e.g. in file names: frequencies to 9 digits and the attention factor, hashed.
 
     Use same() to decide whether two encodings agree.
     """
+    if isinstance(freqs, dict):
+        text = " ".join(f"{name} {fingerprint(table)}" for name, table in sorted(freqs.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
     text = " ".join(f"{x:.8e}" for x in [*freqs.inv_freq64, float(freqs.attention_factor)])
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def to_record(freqs: Frequencies, spec: RopeSpec | None = None) -> dict[str, object]:
+def to_record(freqs: Tables, spec: Specs | None = None) -> dict[str, object]:
     """An encoding as JSON: what checkpoints and results store, so that it can be told apart later.
 
     Args:
-        freqs: the table.
-        spec: what it was made of, where that is known; stored flat, as RopeSpec.to_dict() gives it.
+        freqs: the table, or the tables by layer type.
+        spec: what it was made of, where that is known; stored flat, as its to_dict() gives it.
     """
+    if isinstance(freqs, dict):
+        return {
+            "spec": None if spec is None else spec.to_dict(),
+            "fingerprint": fingerprint(freqs),
+            "layer_types": {name: to_record(table) for name, table in freqs.items()},
+        }
     _, wavelength, attention_factor = host(freqs, "to_record")
     return {
         "spec": None if spec is None else spec.to_dict(),
@@ -79,10 +99,12 @@ def to_record(freqs: Frequencies, spec: RopeSpec | None = None) -> dict[str, obj
     }
 
 
-def from_record(record: Mapping[str, object]) -> Frequencies:
-    """The table that to_record() stored."""
+def from_record(record: Mapping[str, Any]) -> Tables:
+    """The table that to_record() stored, or the tables by layer type."""
+    if "layer_types" in record:
+        return {name: cast(Frequencies, from_record(own)) for name, own in record["layer_types"].items()}
     return from_inv_freq(
         np.asarray(record["inv_freq"]),
-        cast(float, record["attention_factor"]),
+        record["attention_factor"],
         np.asarray(record["wavelength"]),
     )

@@ -93,9 +93,9 @@ def per_token(config: DecoderConfig, length: int, lora: LoraConfig | None = None
 
 def attention_per_token(config: DecoderConfig, length: int) -> float:
     """The part of it that queries and keys, weights and values take."""
-    window = min(config.window or length, length)
-    keys = window - window * window / (2 * length)
-    return 12 * config.n_layers * config.n_heads * config.head_dim * keys
+    windows = [min(kind.window or length, length) for kind in config.types]
+    keys = sum(window - window * window / (2 * length) for window in windows)
+    return 12 * config.n_heads * config.head_dim * keys
 
 
 def mfu(

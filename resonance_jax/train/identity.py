@@ -4,7 +4,6 @@ Where and how fast a run is computed (mesh, micro-batches, what is recomputed, t
 between checkpoints) is no part of it: that may change when it goes on.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -50,7 +49,7 @@ def identity(
     meta: dict[str, JSON] | None,
 ) -> Identity:
     """The identity of a run: `settings` and `meta` beside what every run has."""
-    decoder = {name: value for name, value in dataclasses.asdict(config).items() if name not in ELSEWHERE}
+    decoder = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
     own = {
         "optimizer": training.optimizer.identity(training.steps),
         "decoder": decoder,

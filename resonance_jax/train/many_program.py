@@ -22,7 +22,7 @@ from resonance_jax.model.decoder import Params
 from resonance_jax.model.parameters import create
 from resonance_jax.train import memory
 from resonance_jax.train.config import TrainConfig
-from resonance_jax.train.encodings import stack_frequencies
+from resonance_jax.train.encodings import count_of, stack_frequencies
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step, with_labels
@@ -58,7 +58,7 @@ def _guarded_step(
     state: TrainState,
     number: Int[Array, ""],
     batch: Batch,
-    freqs: rope.Frequencies,
+    freqs: rope.Tables,
     micro: int,
 ) -> tuple[TrainState, Metrics]:
     """train_step for step `number`, unless the run has failed in it or before: then the state stays.
@@ -93,7 +93,7 @@ def _program(
 
     def one(
         state: TrainState,
-        freqs: rope.Frequencies,
+        freqs: rope.Tables,
         batches: Steps | Int[Array, "K B"],
         examples: Examples | None,
         start: Int[Array, ""],
@@ -110,7 +110,7 @@ def _program(
 
     def local(
         states: TrainState,
-        freqs: rope.Frequencies,
+        freqs: rope.Tables,
         batches: Steps | Int[Array, "K *E B"],
         examples: Examples | None,
         start: Int[Array, ""],
@@ -167,15 +167,15 @@ class ManyRunsProgram:
         self,
         config: DecoderConfig,
         seeds: Sequence[int],
-        freqs: rope.Frequencies | Sequence[rope.Frequencies],
+        freqs: rope.Tables | Sequence[rope.Tables],
         batches: ManyBatches,
         training: TrainConfig,
         examples: Examples | None = None,
         params: Params | None = None,
     ) -> None:
-        if not isinstance(freqs, rope.Frequencies):
+        if not isinstance(freqs, rope.Frequencies | dict):
             freqs = stack_frequencies(freqs)
-        runs, encodings = len(seeds), len(freqs.wavelength)
+        runs, encodings = len(seeds), count_of(freqs)
         if encodings != runs:
             raise ValueError(f"{runs} seeds for {encodings} encodings; expected one for each run.")
         self._batches, self._steps_per_call = batches, training.steps_per_call

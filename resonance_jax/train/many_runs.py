@@ -39,7 +39,7 @@ class ManyRuns:
     config: DecoderConfig
     params: Params
     history: list[Record]
-    ropes: tuple[rope.RopeSpec | None, ...]
+    ropes: tuple[rope.Specs | None, ...]
     context_lengths: tuple[int, ...]
     failed: dict[int, int] = dataclasses.field(default_factory=dict)
 
@@ -63,7 +63,7 @@ class ManyRuns:
 def fit_many(
     config: DecoderConfig,
     seeds: Sequence[int],
-    encodings: Sequence[Encoding] | rope.Frequencies,
+    encodings: Sequence[Encoding] | rope.Tables,
     batches: ManyBatches,
     training: TrainConfig,
     run_dir: AnyPath,
@@ -84,7 +84,7 @@ def fit_many(
         config: of every run's decoder.
         seeds: E of them, in 0 … 2^32 - 1, of the first parameters and of dropout. Equal seeds begin with
             equal parameters.
-        encodings: E RopeSpecs, or E tables, or one Frequencies stacked on axis 0. Which table a run is
+        encodings: E RopeSpecs, or E tables, or those of stack_frequencies. Which table a run is
             evaluated under is the evaluators' choice, run by run in the same order.
         batches: step -> Batch of [B, T] arrays that every run sees, or of [E, B, T] arrays, one for each run.
             With `examples` it gives row numbers instead, i32[B] or i32[E, B]; -1 is no row.
@@ -105,9 +105,9 @@ def fit_many(
     """
     for seed in seeds:
         check_whole("a seed", seed, 0, SEEDS)
-    if isinstance(encodings, rope.RopeSpec):
+    if isinstance(encodings, rope.RopeSpec | rope.LayerSpecs):
         raise ValueError(f"expected one encoding for each run, got {encodings.title} alone; give a list.")
-    if isinstance(encodings, rope.Frequencies):
+    if isinstance(encodings, rope.Frequencies | dict):
         encodings = unstack_frequencies(encodings)
     first = batches(0)
     columns = np.shape((first if examples is None else examples)["tokens"])[-1]

@@ -18,7 +18,7 @@ from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Params, Weights
 from resonance_jax.model.parameters import map_declared, shardings
-from resonance_jax.rope import Frequencies
+from resonance_jax.rope import Tables
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.optimizer import make_optimizer
@@ -55,7 +55,7 @@ class RunProgram:
         adapted = None if lora is None else functools.partial(self._adapted, lora=lora)
 
         def step(
-            state: TrainState, frozen: Frozen, batch: Batch, freqs: Frequencies
+            state: TrainState, frozen: Frozen, batch: Batch, freqs: Tables
         ) -> tuple[TrainState, Metrics]:
             own = None if adapted is None else functools.partial(adapted, frozen=frozen)
             return train_step(config, self.tx, state, batch, freqs, training.micro, own)

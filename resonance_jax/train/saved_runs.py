@@ -11,7 +11,7 @@ from resonance_jax.train.checkpoint import saved_params
 
 
 def saved_run(
-    checkpoints: AnyPath, run: int, config: DecoderConfig, spec: rope.RopeSpec, mesh: Mesh | None = None
+    checkpoints: AnyPath, run: int, config: DecoderConfig, spec: rope.Specs, mesh: Mesh | None = None
 ) -> Decoder:
     """Run number `run` of the newest checkpoint that train.fit_many left, on a mesh.
 

@@ -13,7 +13,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Weights, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.parallel.mesh import constrain
-from resonance_jax.rope import Frequencies
+from resonance_jax.rope import Tables
 from resonance_jax.train.state import TrainState
 
 Batch = Mapping[str, Int[Array | np.ndarray, "B _"]]
@@ -78,7 +78,7 @@ def summed_loss(
     config: DecoderConfig,
     params: Weights,
     batch: Batch,
-    freqs: Frequencies,
+    freqs: Tables,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the negative log-likelihoods in nats and the number of scored positions.
@@ -98,7 +98,7 @@ def gradients(
     config: DecoderConfig,
     params: Trained,
     batch: Batch,
-    freqs: Frequencies,
+    freqs: Tables,
     key: Key[Array, ""] | None = None,
     micro: int = 0,
     decoder: ToDecoder | None = None,
@@ -148,7 +148,7 @@ def train_step(
     tx: optax.GradientTransformation,
     state: TrainState,
     batch: Batch,
-    freqs: Frequencies,
+    freqs: Tables,
     micro: int = 0,
     decoder: ToDecoder | None = None,
 ) -> tuple[TrainState, Metrics]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resonance_jax import interop, model
+from resonance_jax import interop, model, rope
 from resonance_jax.command.checkpoints import encodings_of, named_checkpoints, scale_note
 from resonance_jax.rope import RopeSpec
 
@@ -59,3 +59,13 @@ def test_an_encoding_may_be_for_one_checkpoint():
     assert list(encodings_of(OWN, asked, "b", ["a", "b"], length=64)) == ["YaRN, b", "RoPE, b"]
     with pytest.raises(ValueError, match="'yarn@c' names no checkpoint; there are a, b"):
         encodings_of(OWN, ["yarn@c"], "a", ["a", "b"], length=64)
+
+
+def test_where_layers_differ_it_is_told_which_have_which_encoding():
+    own = rope.LayerSpecs({rope.FULL: OWN, rope.SLIDING: rope.RopeSpec(head_dim=OWN.head_dim)})
+    (label, spec), *_ = encodings_of(own, ["yarn"], "a", ["a"], 256).items()
+    assert label == "YaRN" and spec[rope.SLIDING] == own[rope.SLIDING]
+    note = scale_note(spec, own, None, 256)
+    assert note.startswith("s = ") and "full_attention: YaRN (base " in note
+    assert note.endswith("sliding_attention: RoPE (base 10000)")
+    assert scale_note(own, own, None, 256) == f"s = 2, the checkpoint's own; {own.told()}"

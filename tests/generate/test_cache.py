@@ -10,7 +10,7 @@ import pytest
 
 from resonance_jax import rope
 from resonance_jax.generate import decode_step, empty, prefill, prefilling
-from resonance_jax.model import Decoder, forward, hidden_states
+from resonance_jax.model import Decoder, LayerType, forward, hidden_states
 from tests.generate.small import CONFIG, HEAD, SPECS, T5, TRAINED, lively, title
 
 LENGTH, PROMPT, STEPS = 48, 18, 30
@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 PLAIN = rope.frequencies(rope.RopeSpec(head_dim=HEAD, base=100.0))
 
 
-@chex.assert_max_traces(n=4)  # one a config, however many encodings
+@chex.assert_max_traces(n=5)  # one a config, however many encodings
 def decoded(config, params, freqs, later):
     """Logits [1 + STEPS, B, V] of prefilling ragged prompts under `freqs`, then of feeding what follows one
     by one under `later`."""
@@ -71,6 +71,49 @@ def test_every_encoding_in_float64(x64, spec):
 def test_the_other_shapes():
     """Interleaved pairs, one key head, a window, scores that are not scaled, a tied head that is."""
     check(T5.replace(n_kv_heads=1, window=7, kernel="block_pairs"), SPECS[-1])
+
+
+MIXED = CONFIG.replace(
+    n_layers=5,
+    dtype="float64",
+    layer_types=(LayerType("sliding_attention", 7), LayerType("bare", rope=False), LayerType()),
+)
+LOCAL = rope.RopeSpec(head_dim=HEAD, base=30.0)
+
+
+def test_layers_of_several_types(x64):
+    """A window, a layer without RoPE and two tables, in a pattern and in what is left of it."""
+    check(MIXED, rope.LayerSpecs({"full_attention": SPECS[-1], rope.SLIDING: LOCAL}))
+
+
+def test_keys_of_several_types_are_turned_under_their_own_tables(x64):
+    """Of the first layers of each type no key depends on the table of another position."""
+    config = MIXED.replace(n_layers=3)
+    params = lively(config)
+    specs = rope.LayerSpecs({"full_attention": SPECS[0], rope.SLIDING: LOCAL})
+    before = rope.frequencies(specs, length=LENGTH)
+    after = {name: rope.frequencies(SPECS[-2], length=LENGTH) for name in before}
+    fresh = jax.jit(lambda freqs: prefill(config, params, TOKENS[:, :PROMPT], LENGTHS, freqs, LENGTH)[1])
+    turned, back = fresh(before).rotate_to(after), fresh(before).rotate_to(after).rotate_to(before)
+    assert rope.same(turned.freqs, after)
+    held = np.arange(LENGTH) < 4
+    np.testing.assert_allclose(turned.keys[0][:, :, held], fresh(after).keys[0][:, :, held], atol=1e-12)
+    np.testing.assert_array_equal(turned.keys[1], fresh(before).keys[1])
+    assert np.abs(turned.keys[2] - fresh(before).keys[2])[:, :, held].max() > 1e-2
+    np.testing.assert_allclose(back.keys[:, :, :, held], fresh(before).keys[:, :, :, held], atol=1e-12)
+    one = fresh(before).rotate_to(before["full_attention"])  # one table for both
+    np.testing.assert_array_equal(one.keys[1], fresh(before).keys[1])
+    for freqs, message in (
+        ({"full_attention": PLAIN}, "give one for each"),
+        ({**before, "bare": PLAIN}, "give one for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            turned.rotate_to(freqs)
+    with pytest.raises(ValueError, match="another table"):
+        turned.check(config, TOKENS[:, :1], before)
+    with pytest.raises(ValueError, match="other layer types"):
+        turned.check(config.replace(layer_types=config.layer_types[::-1]), TOKENS[:, :1], after)
+    turned.check(config, TOKENS[:, :1], after)
 
 
 @pytest.mark.parametrize("B", [6, 5])  # two rows at a time: three parts, of five rows the last one overlaps
@@ -254,7 +297,7 @@ def test_another_table_is_refused_until_the_keys_are_turned(lm):
         (lambda lm, c: empty(CONFIG, 0, 8, PLAIN), "at least 1 row"),
         (
             lambda lm, c: c.rotate_to(rope.frequencies(rope.RopeSpec(head_dim=16))),
-            "rotates 16 dims, but the cache's heads have 8",
+            "rotates 16 dims, but a head has 8",
         ),
         (
             lambda lm, c: lm(TOKENS[:, :4], PLAIN, cache=dataclasses.replace(c, layout="interleaved")),

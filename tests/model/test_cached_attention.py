@@ -19,7 +19,7 @@ HELD = np.array([0, 40, 71], np.int32)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_any_block_and_window(x64, monkeypatch, dtype, T, window):
     """Blocks of 32 in 90 keys: the last overlaps. Queries 8 at a time: the last are padded."""
-    monkeypatch.setattr(module, "_block", lambda S, bytes_per_key: 32)
+    monkeypatch.setattr(module, "_block", lambda S, bytes_per_key, scores: 32)
     monkeypatch.setattr(module, "QUERIES", 8)
     rng = np.random.default_rng(0)
     q = rng.normal(size=(B, T, K * G, H)).astype(dtype)

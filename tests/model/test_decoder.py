@@ -112,10 +112,13 @@ def oracle(config, params, tokens, freqs, segment_ids=None):
     softmax = lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum()
     norm = lambda x, scale: x / np.sqrt((x * x).mean(-1, keepdims=True) + c.norm_eps) * scale
     params = jax.tree.map(np.asarray, params)
-    inv_freq, factor = freqs.inv_freq64, float(freqs.attention_factor)
-    half = len(inv_freq)
 
-    def turn(x, position):
+    def turn(kind, x, position):
+        if not kind.rope:
+            return x
+        own = freqs[kind.name] if isinstance(freqs, dict) else freqs
+        inv_freq, factor = own.inv_freq64, float(own.attention_factor)
+        half = len(inv_freq)
         a, b, rest = x[:half], x[half : 2 * half], x[2 * half :]
         cos, sin = factor * np.cos(position * inv_freq), factor * np.sin(position * inv_freq)
         return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest])
@@ -127,18 +130,18 @@ def oracle(config, params, tokens, freqs, segment_ids=None):
             next(i for i in range(t + 1) if (segment[i : t + 1] == segment[t]).all()) for t in range(len(row))
         ]
         x = params["embed"][row]
-        for layer in range(c.n_layers):
+        for layer, kind in enumerate(c.types):
             p = {name: value[layer] for name, value in params["layers"].items()}
             h = norm(x, p["attn_norm"])
             heads = lambda name, n: (h @ p[name]).reshape(len(row), n, c.head_dim)  # noqa: B023
             q, k, v = heads("q", c.n_heads), heads("k", c.n_kv_heads), heads("v", c.n_kv_heads)
             out = np.zeros_like(q)
             for t in range(len(row)):
-                first = max(start[t], 0 if c.window is None else t - c.window + 1)
+                first = max(start[t], 0 if kind.window is None else t - kind.window + 1)
                 for n in range(c.n_heads):
                     m = n // (c.n_heads // c.n_kv_heads)
-                    query = turn(q[t, n], t - start[t])
-                    keys = [turn(k[s, m], s - start[t]) for s in range(first, t + 1)]
+                    query = turn(kind, q[t, n], t - start[t])
+                    keys = [turn(kind, k[s, m], s - start[t]) for s in range(first, t + 1)]
                     weights = softmax(np.array([query @ key for key in keys]) / np.sqrt(c.head_dim))
                     out[t, n] = weights @ v[first : t + 1, m]
             x = x + out.reshape(len(row), -1) @ p["o"]

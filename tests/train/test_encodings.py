@@ -117,3 +117,44 @@ def test_many_runs_take_one_encoding_each(tmp_path):
     sentence = "expected one encoding for each run, got Resonance YaRN alone"
     with unchecked(), pytest.raises(ValueError, match=sentence):
         train.fit_many(CONFIG, [0], RESONANT, batches, ONE, tmp_path)
+
+
+# Layers of several types.
+
+MIXED = CONFIG.replace(layer_types=(model.LayerType(), model.LayerType("sliding_attention", window=4)))
+BOTH = rope.LayerSpecs({"full_attention": RESONANT, "sliding_attention": PLAIN})
+
+
+def test_a_table_a_layer_type_is_trained_under(tmp_path):
+    """One run, and two in one program; both state it, both go on under it, and both refuse another."""
+    lm = fit(BOTH, tmp_path / "one", model.Decoder(MIXED, jax.random.key(0)))
+    assert lm.rope == BOTH and lm.context_length == 32
+    bare = rope.frequencies(BOTH)
+    tables = fit(bare, tmp_path / "bare", model.Decoder(MIXED, jax.random.key(0)))
+    assert tables.rope is None
+    np.testing.assert_array_equal(tables.params["embed"], lm.params["embed"])
+    other = {**bare, "sliding_attention": bare["full_attention"]}
+    for encoding in (other, RESONANT):
+        with pytest.raises(ValueError, match="was trained under the encodings"):
+            fit(encoding, tmp_path / "one", model.Decoder(MIXED, jax.random.key(0)))
+    many = train.fit_many(MIXED, [0, 0], [BOTH, other], batches, ONE, tmp_path / "many")
+    np.testing.assert_allclose(many.lm(0).params["embed"], lm.params["embed"], rtol=1e-4, atol=1e-5)
+    assert many.lm(0).rope == BOTH and many.lm(1).rope is None
+    assert np.abs(many.lm(0).params["layers"]["q"] - many.lm(1).params["layers"]["q"]).max() > 1e-6
+
+
+def test_what_does_not_fit_a_layer_type_is_refused(tmp_path):
+    lm, bare = model.Decoder(MIXED, jax.random.key(0)), rope.frequencies(BOTH)
+    for encoding in ({"full_attention": bare["full_attention"]}, rope.LayerSpecs({"full_attention": PLAIN})):
+        with pytest.raises(ValueError, match="give one for each"):
+            fit(encoding, tmp_path / "run", lm)
+    with pytest.raises(
+        ValueError, match="the same layer types, got one for all and full_attention, sliding_attention"
+    ):
+        train.stack_frequencies([bare, rope.frequencies(PLAIN)])
+    stacked = train.stack_frequencies([bare, bare])
+    with pytest.raises(ValueError, match="one rotary size"):
+        train.stack_frequencies(
+            [bare, {**bare, "full_attention": rope.frequencies(rope.RopeSpec(head_dim=8))}]
+        )
+    assert all(rope.same(each, bare) for each in train.encodings.unstack_frequencies(stacked))

@@ -63,3 +63,12 @@ def test_a_chip_is_known_by_its_whole_name(kind, tflops):
 
 def test_chips_that_are_planned_for_have_a_peak():
     assert all(peak(kind) for kind, _ in CHIPS.values())
+
+
+def test_every_layer_meets_its_own_window():
+    """Of two windows each counts in its own layers; what a plan says follows."""
+    mixed = SEVEN_B.replace(layer_types=(model.LayerType("sliding_attention", 512), model.LayerType()))
+    mean = (per_token(SEVEN_B.replace(window=512), 4096) + per_token(SEVEN_B, 4096)) / 2
+    assert per_token(mixed, 4096) == pytest.approx(mean) and mean < per_token(SEVEN_B, 4096)
+    one = dict.fromkeys(("data", "fsdp", "tensor", "sequence"), 1)
+    assert plan(mixed.replace(remat="none"), one, 1, 4096).flops == 4096 * per_token(mixed, 4096)
