@@ -46,8 +46,13 @@ class Config:
     tokens) / L rounded up, and plain RoPE for n up to L; "exact" does not round."""
     max_new_tokens: int = 512
     """The most tokens of an answer."""
+    gsm_new_tokens: int | None = None
+    """The same for gsm100, whose answers reason before they say a number; default: --max-new-tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; L-Eval has none, only the EOS."""
+    chat: Literal["leval", "own"] = "leval"
+    """The frame of a prompt: "leval" is the benchmark's, with LLaMA-2's marks; "own" is the checkpoint's chat
+    template, with the same words in it."""
     paper: str | None = None
     """The row of Table 2 to compare with, by its preset's name."""
     name: str | None = None
@@ -112,6 +117,18 @@ def _table2() -> dict[str, tuple[str, Config]]:
 
 PRESETS: dict[str, tuple[str, Config | Score]] = {
     "any": ("any checkpoint, under its own encoding or another", Config()),
+    "smollm2": (
+        "SmolLM2-135M-Instruct on the five tasks whose data is at hand, documents of 8K",
+        Config(
+            checkpoint="smollm2-135m",
+            tasks=("coursera", "gsm100", "quality", "tpo", "sci_fi"),
+            context="8k",
+            max_new_tokens=64,
+            gsm_new_tokens=256,
+            chat="own",
+            batch_size=8,
+        ),
+    ),
     "score": ("score prediction files that are already there", Score()),
     **_table2(),
 }

@@ -10,6 +10,7 @@ questions or predictions had to be left out, and says which. configs/leval.py ha
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +68,8 @@ def _check(config: Config) -> None:
     if not all(config.stop):
         raise ValueError("--stop must be strings of at least one character.")
     leval.document_budget(config.context)
-    check_at_least(config, 1, "scale", "train_length", "length", "max_new_tokens", "limit", "batch_size")
+    check_at_least(config, 1, "scale", "train_length", "length", "limit", "batch_size")
+    check_at_least(config, 1, "max_new_tokens", "gsm_new_tokens")
 
 
 def label(config: Config) -> str:
@@ -95,9 +97,9 @@ class Study:
         encoding_for(1)  # refuses a name or a scale before hours of reading
         self.left_out: list[dict[str, str]] = []
         found = {task: self._prompts(task) for task in config.tasks}
-        needed = [prompt.longest + config.max_new_tokens for part in found.values() for prompt in part]
+        needed = [p.longest + self.new_tokens(task) for task, part in found.items() for p in part]
         self.length = config.length or max(needed, default=1)
-        self.prompts = {task: self._fitting(part) for task, part in found.items()}
+        self.prompts = {task: self._fitting(part, self.new_tokens(task)) for task, part in found.items()}
         if not any(self.prompts.values()):
             why = self.left_out[0]["why"] if self.left_out else "no questions."
             raise ValueError(f"no question could be asked: {why}")
@@ -112,11 +114,17 @@ class Study:
         self.left_out += [{"task": task, "why": problem} for problem in problems]
         budget, rows = leval.document_budget(self.config.context), self.checkpoint.config.vocab_size
         chosen = questions[: self.config.limit]
-        return list(leval_asking.prompts(chosen, self.tokenizer, budget, rows, self._leave_out))
+        asked = (chosen, self.tokenizer, budget, rows, self._leave_out)
+        return list(leval_asking.prompts(*asked, chat=self.config.chat == "own"))
 
-    def _fitting(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def new_tokens(self, task: str) -> int:
+        """The most tokens of an answer to a question of a task."""
+        own = self.config.gsm_new_tokens if task == "gsm100" else None
+        return own or self.config.max_new_tokens
+
+    def _fitting(self, prompts: Sequence[Prompt], new: int) -> list[Prompt]:
         """Those that fit the length with their new tokens."""
-        kept, new = [], self.config.max_new_tokens
+        kept = []
         for prompt in prompts:
             if prompt.longest + new <= self.length:
                 kept.append(prompt)
@@ -147,8 +155,9 @@ class Study:
             "L-Eval's data": files,
             "context": c.context,
             "limit": c.limit,
-            "new tokens": c.max_new_tokens,
+            "new tokens": [self.new_tokens(task) for task in tasks],
             "stop": list(c.stop),
+            "chat": c.chat if c.chat == "leval" else self.tokenizer.chat_template,
             "name": label(c),
             "dtype": c.dtype,
             "platform": jax.default_backend(),
@@ -169,7 +178,7 @@ class Study:
         source = "as asked" if c.length else "as needed"
         print(
             f"length: {self.length:,} positions, {source} (the longest prompt has {longest:,} tokens, "
-            f"{c.max_new_tokens:,} new ones follow)"
+            f"at most {max(map(self.new_tokens, c.tasks)):,} new ones follow)"
         )
         if note := scale_note(spec, self.checkpoint.rope, c.scale, self.length):
             print(f"{spec.title}: {note}")
@@ -188,6 +197,16 @@ class Study:
         results = [self._task(task, asker, folder) for task in c.tasks if self.prompts[task]]
         return write_results(folder, self, results, identity)
 
+    def _shown(self, question: Question) -> str:
+        """A question's prompt for people: its document is replaced by its size."""
+        from resonance_jax.data import leval
+
+        size = f"<document of {len(question.document):,} characters>"
+        asked = question.task, size, question.instruction
+        if self.config.chat == "own":
+            return self.tokenizer.apply_chat_template(leval.messages(*asked))
+        return leval.prompt(*asked)
+
     def _task(self, task: str, asker: Asker, folder: Path) -> TaskResult:
         """Ask what is missing of one task, and score it."""
         from resonance_jax import report
@@ -199,9 +218,10 @@ class Study:
         answered = {record["id"] for record in journal.records}
         todo = [prompt for prompt in prompts if prompt.question.id not in answered]
         if todo:
-            print(f"\n{task}, first prompt:\n{shown_prompt(todo[0].question)}")
+            print(f"\n{task}, first prompt:\n{self._shown(todo[0].question)}")
         with report.Progress(task) as progress:
             done = len(answered)
+            asker = dataclasses.replace(asker, max_new_tokens=self.new_tokens(task))
             for batch in asker.answers(todo):
                 journal.extend(line(answer, name) for answer in batch)
                 done += len(batch)
@@ -210,14 +230,6 @@ class Study:
         records = [by_id[prompt.question.id] for prompt in prompts]
         said, answers = ([str(record[field]) for record in records] for field in (f"{name}_pred", "gt"))
         return task_result(task, said, answers, records)
-
-
-def shown_prompt(question: Question) -> str:
-    """A question's prompt for people: its document is replaced by its size."""
-    from resonance_jax.data import leval
-
-    size = f"<document of {len(question.document):,} characters>"
-    return leval.prompt(question.task, size, question.instruction)
 
 
 def line(answer: Answer, name: str) -> dict[str, str | int]:

@@ -214,6 +214,24 @@ def prompt(task: str, document: str, instruction: str) -> str:
     )
 
 
+def messages(task: str, document: str, instruction: str) -> list[dict[str, str]]:
+    """The same prompt for a model with a chat template of its own; L-Eval writes LLaMA-2's into `prompt`.
+
+    The system message is the task's; the user's is what stands between LLaMA-2's marks.
+
+    Args:
+        task, document, instruction: as for `prompt`.
+    """
+    kind = TASKS[_known(task)]
+    asked = f"{document}\n\n{instruction}"
+    if kind.exam:
+        asked = (
+            f"Document is as follows. {document} \nQuestion: {instruction}.  Please directly give the answer "
+            "without any additional output or explanation"
+        )
+    return [{"role": "system", "content": kind.system}, {"role": "user", "content": asked}]
+
+
 def fact_prompt(instruction: str) -> str:
     """SFiction's second prompt for a question: without the document, about the real world."""
     about_the_world = instruction.replace(

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids
+from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids, with_bos
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder
@@ -61,6 +61,7 @@ def prompts(
     budget: int,
     vocab_size: int,
     left_out: LeftOut,
+    chat: bool = False,
 ) -> Iterator[Prompt]:
     """The prompts of the questions that can be asked.
 
@@ -70,10 +71,18 @@ def prompts(
         budget: tokens that a document may have.
         vocab_size: the rows of the model's embedding.
         left_out: called for every other question.
+        chat: ask in the tokenizer's own chat template, not in L-Eval's, which is LLaMA-2's.
 
     Raises:
-        ValueError: a prompt holds a token that the model does not embed.
+        ValueError: a prompt holds a token that the model does not embed; chat without a template.
     """
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer {tokenizer.name} has no chat template; ask in L-Eval's own words.")
+
+    def chat_ids(messages: list[dict[str, str]]) -> Int32[np.ndarray, "T"]:
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), parse_special=True)
+        return with_bos(ids, tokenizer.bos_id)
+
     count = lambda text: len(prompt_ids(tokenizer, text))
     cuts: dict[tuple[str, str], leval.Cut | str] = {}
     for question in questions:
@@ -85,10 +94,15 @@ def prompts(
             if isinstance(cut, str):
                 left_out(question, cut)
                 continue
-            tokens = prompt_ids(tokenizer, leval.prompt(question.task, cut.text, question.instruction))
-            fact = None
-            if question.task == "sci_fi":
-                fact = prompt_ids(tokenizer, leval.fact_prompt(question.instruction))
+            asked = question.task, cut.text, question.instruction
+            about_facts = leval.fact_prompt(question.instruction)
+            if chat:
+                tokens = chat_ids(leval.messages(*asked))
+                fact = chat_ids([{"role": "user", "content": about_facts}])
+            else:
+                tokens = prompt_ids(tokenizer, leval.prompt(*asked))
+                fact = prompt_ids(tokenizer, about_facts)
+            fact = fact if question.task == "sci_fi" else None
         except ValueError as error:  # the vocabulary cannot express the question
             left_out(question, str(error))
             continue

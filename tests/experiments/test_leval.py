@@ -16,7 +16,7 @@ import pytest
 
 from configs.leval import PRESETS, Config, Score
 from experiments import leval as command
-from resonance_jax import generate, interop, model, rope
+from resonance_jax import data, generate, interop, model, rope
 from resonance_jax.command import guarded
 from resonance_jax.data import leval
 from resonance_jax.evaluate import leval_asking
@@ -278,6 +278,38 @@ def test_questions_of_one_dynamic_scale_share_a_batch(inputs, tmp_path, monkeypa
     assert batches[2:] == [2, 2, 2, 2]
 
 
+class Chatting(data.tokenizers.Bytes):
+    """Bytes with a chat template, whose marks are text."""
+
+    chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+def test_a_model_may_be_asked_in_its_own_chat_template(inputs):
+    """The words are L-Eval's, the marks the model's."""
+    questions = {task: leval.read(inputs / "data", task)[0][:1] for task in leval.TASKS}
+    tokenizer = Chatting()
+    for task, some in questions.items():
+        ask = lambda some=some, **how: next(
+            leval_asking.prompts(some, tokenizer, 10**5, 258, lambda *_: None, **how)
+        )
+        plain, own = ask(), ask(chat=True)
+        text = tokenizer.decode(own.tokens)
+        assert text.startswith(f"<system>{leval.TASKS[task].system}<user>") and text.endswith("<assistant>")
+        user = text.split("<user>")[1].removesuffix("<assistant>")
+        assert user in tokenizer.decode(plain.tokens) and own.tokens[0] == tokenizer.bos_id
+        assert (own.fact is not None) == (task == "sci_fi")
+    with pytest.raises(ValueError, match="bytes has no chat template"):
+        next(leval_asking.prompts(some, data.tokenizer("bytes"), 10**5, 258, lambda *_: None, chat=True))
+
+
+def test_the_answers_of_gsm100_may_be_longer(inputs, tmp_path):
+    changes = {"tasks": ("gsm100", "tpo"), "max_new_tokens": 2, "gsm_new_tokens": 5, "limit": 1}
+    assert guarded(command.run, small(inputs, tmp_path, **changes)) == 0
+    for task, most in (("gsm100", 5), ("tpo", 2)):
+        record = json.loads((tmp_path / "predictions" / f"{task}.pred.jsonl").read_text())
+        assert record["ended"] == "length" and len(record["small-1k_pred"].encode()) <= 4 * most
+
+
 def test_a_document_is_read_once_for_its_questions(inputs, tmp_path, monkeypatch):
     """Long documents: every question goes on from a prefix, and says what it says when it is asked alone."""
     long = [{**record, "input": f"ship {i} " * 60} for i, record in enumerate(lines("tpo"))]
@@ -400,7 +432,7 @@ def test_the_papers_rows_are_the_goldens_and_each_has_its_preset():
     assert [list(row.values()) for row in report.PAPER.values()] == [
         [row[c] for c in columns] for row in golden
     ]
-    rows = {name: config for name, (_, config) in PRESETS.items() if name not in ("any", "score")}
+    rows = {name: config for name, (_, config) in PRESETS.items() if name not in ("any", "smollm2", "score")}
     assert list(rows) == list(report.PAPER)
     methods = {"Dynamic NTK-Aware": "dynamic-ntk", "NTK-Aware": "ntk", "YaRN": "yarn"}
     for (name, config), row in zip(rows.items(), golden, strict=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "interrupted; run the same command again to go on."
-SAVED = "run the same command again to go on"
+SAVED = "again to go on"
 VARIES = ("seconds", "wall_seconds", "run_steps_per_second", "tokens_per_second", "date", "took")
 """Fields that say how long it took, not what came out."""
 
