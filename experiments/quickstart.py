@@ -107,13 +107,15 @@ class Study:
         import jax
 
         from resonance_jax import interop, report
+        from resonance_jax.interop.named_checkpoints import title
         from resonance_jax.report import quickstart
 
         lm, L = interop.load_hf(self.checkpoint.path, dtype="float32"), self.checkpoint.rope.train_length
+        model = title(self.config.checkpoint)
         trained = "" if L is None else f", trained at {L:,}"
         print(
             f"device: {jax.devices()[0].device_kind}, float32, jax {jax.__version__}\n"
-            f"model: {self.config.checkpoint}, {lm.count_parameters() / 1e6:,.0f} M parameters{trained}\n"
+            f"model: {model}, {lm.count_parameters() / 1e6:,.0f} M parameters{trained}\n"
             f"text: {self.config.corpus}: {', '.join(self.chosen.names)}"
         )
         every = self.everywhere | self.first_only
@@ -123,7 +125,7 @@ class Study:
             for label, spec in (self.everywhere if i else every).items()
         ]
         results: Results = {name: {} for name in self.chosen.names}
-        head = quickstart.Heading(self.config.checkpoint, self.text.describe(), L)
+        head = quickstart.Heading(model, self.text.describe(), L)
         with report.Progress("scored", {"now": str}, first="compiling") as progress:
             for done, (name, ids, label, spec) in enumerate(jobs):
                 progress(done, len(jobs), now=f"{label} on {name}")

