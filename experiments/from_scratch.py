@@ -30,14 +30,17 @@ from resonance_jax.files import read_json, write_json, write_text
 if TYPE_CHECKING:
     from resonance_jax import data, evaluate, rope, train
     from resonance_jax.digest import Identity
+    from resonance_jax.model import Decoder
+    from resonance_jax.report import trainings
 
 METHODS = ("default", "linear", "ntk", "dynamic_ntk", "yarn")
 
 
-def run(config: Config) -> None:
-    """Train and evaluate what is missing, then print the tables."""
+def run(config: Config) -> int:
+    """Train and evaluate what is missing, then print the tables; 3 where a training diverged."""
     use_every_core()
     from resonance_jax import data
+    from resonance_jax.report import trainings
     from resonance_jax.report.tables import print_table
 
     _check(config)
@@ -51,10 +54,14 @@ def run(config: Config) -> None:
     if result is None:
         _run(config, folder, *text, provenance, made_by)
         result = read_json(folder / "perplexity.json")
-    print_table(table(result, config), f"Perplexity per byte, trained at {config.train_length}, by length")
-    print_table(result["differences"], f"Paired differences at {config.length} (nats per byte)")
+    print_table(result["table"], f"Perplexity per byte, trained at {config.train_length}, by length")
+    gaps = [trainings.shown(row) for row in result["differences"]]
+    print_table(gaps, f"Paired differences at {config.length} (nats per byte)")
+    for sentence in result["left_out"]:
+        print(sentence)
     print(result["note"])
     print(f"\n{folder}/perplexity.png  {folder}/report.md")
+    return 3 if result["left_out"] else 0
 
 
 def _check(config: Config) -> None:
@@ -64,9 +71,13 @@ def _check(config: Config) -> None:
 
     options = options_of(config)
     for name, value in options.items():
-        if name not in ("corpus", "seed", "lr", "finetune_lr", "run_dir"):
+        if name not in ("corpus", "seeds", "data_seed", "lr", "finetune_lr", "run_dir"):
             check_whole(f"--{name.replace('_', '-')}", value, 1)
-    check_whole("--seed", config.seed, 0, SEEDS)
+    check_whole("--data-seed", config.data_seed, 0)
+    for seed in config.seeds:
+        check_whole("--seeds", seed, 0, SEEDS)
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"--seeds must be at least one, each once; got {' '.join(map(str, config.seeds))}.")
     for name in ("lr", "finetune_lr"):
         if not 0 < options[name] < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {options[name]}.")
@@ -121,13 +132,15 @@ def _run(
         heldout, tokenizer, config.length - 1, config.pieces_per_document, config.documents
     )
     specs = {resonance: specs_of(config, resonance) for resonance in (False, True)}
+    runs = [(seed, resonance) for seed in config.seeds for resonance in (False, True)]
     every = [spec for by_method in specs.values() for spec in by_method.values()]
     records = [rope.to_record(rope.frequencies(spec, length=config.length), spec) for spec in every]
     write_json(folder / "encodings.json", records)
     trainer = _Trainer(config, folder, data.token_file(training_text, tokenizer, folder / "tokens"))
     base = trainer.fit(
         "train",
-        [specs[r]["default"] for r in (False, True)],
+        [seed for seed, _ in runs],
+        [specs[r]["default"] for _, r in runs],
         config.steps,
         config.train_length,
         config.batch_size,
@@ -135,30 +148,52 @@ def _run(
     )
     tuned = trainer.fit(
         "fine-tune",
-        [specs[r]["yarn"] for r in (False, True)],
+        [seed for seed, _ in runs],
+        [specs[r]["yarn"] for _, r in runs],
         config.finetune_steps,
         config.length,
         config.finetune_batch_size,
         config.finetune_lr,
         params=base.params,
     )
-    subjects = _subjects(specs, base, tuned)
+    by_seed = [
+        _subjects(specs, *((base.lm(2 * i + r), tuned.lm(2 * i + r)) for r in (0, 1)))
+        for i in range(len(config.seeds))
+    ]
+    failed = {run // 2 for part in (base, tuned) for run in part.failed}
+    names = [f"Seed {seed}, {specs[r]['default'].title}," for seed, r in runs]
+    left_out = [sentence for part in (base, tuned) for sentence in part.failures(names)]
+    kept = [i for i in range(len(config.seeds)) if i not in failed]
+    if not kept:
+        raise ValueError(f"no pair of trainings came to its end: {left_out[0]} Lower --lr.")
     lengths = range(config.train_length, config.length + 1, config.train_length)
     with report.Progress("evaluate", {"encoding": str}) as progress:
+        labelled = [
+            dataclasses.replace(subject, label=f"{subject.label}, seed {config.seeds[i]}")
+            for i in kept
+            for subject in by_seed[i]
+        ]
         results = evaluate.sweep_each(
-            subjects, pieces, owners, lengths, tokenizer.bos_id, folder / "nll", progress
+            labelled, pieces, owners, lengths, tokenizer.bos_id, folder / "nll", progress
         )
-    write_results(folder, config, subjects, results, provenance, made_by)
+    trained = {
+        subject.label: [results[f"{subject.label}, seed {config.seeds[i]}"] for i in kept]
+        for subject in by_seed[0]
+    }
+    write_results(folder, config, by_seed[0], trained, left_out, provenance, made_by)
 
 
 def _subjects(
-    specs: dict[bool, dict[str, rope.RopeSpec]], base: train.ManyRuns, tuned: train.ManyRuns
+    specs: dict[bool, dict[str, rope.RopeSpec]],
+    plain: tuple[Decoder, Decoder],
+    resonant: tuple[Decoder, Decoder],
 ) -> list[evaluate.Subject]:
-    """What is evaluated: both models under every method, fine-tuned, and one under a table it never saw."""
+    """What is evaluated of one seed: both models under every method, fine-tuned, and one under a table it
+    never saw. plain, resonant: the model trained so, and what became of it by fine-tuning."""
     from resonance_jax.evaluate import Subject
     from resonance_jax.report.labels import FINETUNED, SWAPPED
 
-    models = {r: (base.lm(int(r)), tuned.lm(int(r))) for r in (False, True)}
+    models = {False: plain, True: resonant}
     subjects = [
         Subject(specs[r][method].title, specs[r][method], models[r][0])
         for r in (False, True)
@@ -171,7 +206,7 @@ def _subjects(
 
 @dataclasses.dataclass(frozen=True)
 class _Trainer:
-    """Trains two models at once, which differ in their encodings only."""
+    """Trains models at once: two of every seed, which differ in their encodings only."""
 
     config: Config
     folder: Path
@@ -180,6 +215,7 @@ class _Trainer:
     def fit(
         self,
         name: str,
+        seeds: Sequence[int],
         specs: Sequence[rope.RopeSpec],
         steps: int,
         length: int,
@@ -187,14 +223,14 @@ class _Trainer:
         lr: float,
         params: dict | None = None,
     ) -> train.ManyRuns:
-        """One run per encoding, from the same first weights (or params) on the same rows."""
+        """One run per seed and encoding, from the seed's first weights (or params) on the same rows."""
         from resonance_jax import data, report, train
 
-        batches = data.Batches(self.tokens, length, rows, self.config.seed)
+        batches = data.Batches(self.tokens, length, rows, self.config.data_seed)
         with report.training_progress(name, bytes_per_token=1.0) as progress:
             return train.fit_many(
                 self.config.shape(),
-                [self.config.seed] * len(specs),
+                seeds,
                 specs,
                 lambda step: {"tokens": batches[step]},
                 train.TrainConfig(
@@ -221,34 +257,43 @@ def write_results(
     folder: Path,
     config: Config,
     subjects: Sequence[evaluate.Subject],
-    results: dict[str, dict[int, evaluate.Perplexity]],
+    trained: trainings.Trained,
+    left_out: list[str],
     provenance: dict[str, dict],
     made_by: Identity,
 ) -> None:
     """perplexity.csv, .png, report.md, and last perplexity.json, whose presence says the run is finished."""
     from resonance_jax import report
+    from resonance_jax.report import plots, trainings
     from resonance_jax.report.labels import SWAPPED
-    from resonance_jax.report.length_comparison import differences, write_sweeps
 
+    count = len(next(iter(trained.values())))
     plain = [subject.label for subject in subjects if not subject.spec.resonance]
     pairs = [(f"Resonance {label}", label) for label in plain] + [(f"Resonance YaRN{SWAPPED}", "YaRN")]
-    title = f"Trained at {config.train_length} bytes, extended to {config.length} (held-out text)"
+    specs = {subject.label: subject.spec for subject in subjects}
+    rows = [
+        {"training": i, **row}
+        for label, found in trained.items()
+        for i, one in enumerate(found)
+        for row in report.figures(label, specs[label], one)
+    ]
+    write_text(folder / "perplexity.csv", report.csv_text(rows))
+    some = "one training" if count == 1 else f"{count} trainings"
+    title = (
+        f"Trained at {config.train_length} bytes, extended to {config.length} (held-out text), {some} each"
+    )
+    plots.trainings_plot(trained, folder / "perplexity.png", pairs, config.train_length, title)
     result = {
-        "rows": write_sweeps(folder, "perplexity", subjects, results, title, unit="byte"),
-        "differences": differences(results, pairs, config.length),
+        "rows": rows,
+        "table": trainings.mean_table(trained, report.doubling(config.train_length, config.length)),
+        "differences": [trainings.difference_by_seed(trained, a, b, config.length) for a, b in pairs],
+        "left_out": left_out,
         "corpus": provenance,
         "note": note(),
         "machine": report.machine(),
     }
     write_text(folder / "report.md", report_text(result, config))
     keep_result(folder / "perplexity.json", made_by, result)
-
-
-def table(result: dict, config: Config) -> list[dict[str, str | float]]:
-    """The lengths that fit on a page."""
-    from resonance_jax import report
-
-    return report.table(result["rows"], report.doubling(config.train_length, config.length))
 
 
 def note() -> str:
@@ -266,24 +311,27 @@ def note() -> str:
 def report_text(result: dict, config: Config) -> str:
     """The text of report.md."""
     from resonance_jax import report
+    from resonance_jax.report import trainings
     from resonance_jax.report.length_comparison import protocol_sentences
 
     return "\n".join(
         [
             "# Perplexity past the training length",
             "",
-            f"Two models of one shape and the same first weights, trained at {config.train_length} bytes "
-            f"(RoPE, Resonance RoPE), each extended to {config.length} by every method. "
+            f"For each of the seeds {', '.join(map(str, config.seeds))}: two models of a shape and the same "
+            f"first weights, trained at {config.train_length} bytes (RoPE, Resonance RoPE), each extended to "
+            f"{config.length} by every method. Perplexities are geometric means over the trainings. "
             + protocol_sentences(result["rows"][0], result["corpus"]["heldout"], "byte"),
             "",
             "Made by `python -m experiments.from_scratch` on "
             + ", ".join(f"{name} {value}" for name, value in result["machine"].items())
             + ".",
             "",
-            report.markdown(table(result, config)),
+            report.markdown(result["table"]),
             f"## Resonance minus its base, nats per byte at {config.length}",
             "",
-            report.markdown(result["differences"]),
+            report.markdown([trainings.shown(row) for row in result["differences"]]),
+            *result["left_out"],
             result["note"],
             "",
             "![perplexity](perplexity.png)",

@@ -1,12 +1,13 @@
 """Pictures: readable labels, colours that survive colour blindness, one idea per panel."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from jaxtyping import Float
 
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
+from resonance_jax.evaluate.student import student_interval
 from resonance_jax.files import AnyPath, atomic
 from resonance_jax.report.labels import FINETUNED, SWAPPED
 
@@ -168,6 +169,56 @@ def perplexity_panels(results: Mapping[str, Sweeps], path: AnyPath, train_length
         _mark_training_length(axis, train_length)
         _mark_lengths(axis, by_label)
     legend_below(figure, axes[0])
+    save(figure, path)
+
+
+def trainings_plot(
+    trained: Mapping[str, Sequence[Mapping[int, Perplexity]]],
+    path: AnyPath,
+    pairs: Sequence[tuple[str, str]],
+    train_length: int | None = None,
+    title: str = "",
+) -> None:
+    """Write a PNG: perplexity per byte against length (left), differences of pairs of encodings (right).
+
+    With several trainings a line is their geometric mean, a band is one standard deviation either side; the
+    bars of a difference are its 95 % interval.
+
+    Args:
+        trained: by label, then by training, then by length.
+        path: of the PNG.
+        pairs: (a, b): a minus b is drawn, in nats.
+        train_length: marked where it is known, in positions.
+        title: above the panels.
+    """
+    figure, (left, right) = new_figure(2, width=6.2, height=5.0)
+    nats = {
+        label: np.array([[r.nll.sum() / r.scored.sum() for r in one.values()] for one in every])
+        for label, every in trained.items()
+    }
+    lengths = np.array(sorted(next(iter(trained.values()))[0]))
+    for label, values in nats.items():
+        mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+        left.plot(lengths, np.exp(mean), label=label, **style(label))
+        if len(values) > 1:
+            band = np.exp(mean - deviation), np.exp(mean + deviation)
+            left.fill_between(lengths, *band, color=colour(label), alpha=0.12, lw=0)
+    for i, (a, b) in enumerate(pairs):
+        gaps = nats[a] - nats[b]
+        intervals = [student_interval(column) for column in gaps.T]
+        half = [0.0 if found is None else found.high - found.value for found in intervals]
+        drawn = {"color": colour(b), "marker": "x" if SWAPPED in a else "o", "markersize": 4}
+        nudge = (i - len(pairs) / 2) * (lengths[-1] - lengths[0]) / (30 * len(lengths))
+        right.errorbar(lengths + nudge, gaps.mean(axis=0), half, lw=1.2, capsize=2, label=a, **drawn)
+    right.axhline(0, color="#555555", linewidth=1)
+    left.set_ylabel("perplexity per byte, to that length")
+    right.set_ylabel("Resonance minus its base, nats per byte")
+    for axis in (left, right):
+        axis.set_xlabel("context length (bytes)")
+        _mark_training_length(axis, train_length)
+    _log_scale(left)
+    legend_below(figure, left)
+    figure.suptitle(title, fontsize=11)
     save(figure, path)
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     *("--train-length", "32", "--length", "128", "--d-model", "32", "--head-dim", "16", "--n-layers", "1"),
     *("--steps", "12", "--batch-size", "4", "--finetune-steps", "4", "--documents", "6"),
+    *("--seeds", "0", "1"),
 ]
 
 
@@ -57,7 +58,10 @@ def finished(corpus, tmp_path_factory) -> Path:
 def test_it_writes_everything_it_promises(finished):
     result = read_json(finished / "perplexity.json")
     rows = list(csv.DictReader((finished / "perplexity.csv").open()))
-    assert len(rows) == len(result["rows"]) == 13 * 4
+    assert len(rows) == len(result["rows"]) == 13 * 4 * 2
+    gaps = result["differences"]
+    assert all(row["trainings"] == 2 and row["low"] < row["difference"] < row["high"] for row in gaps)
+    assert {line["encoding"] for line in result["table"]} == {row["encoding"] for row in rows}
     for row in result["rows"]:
         assert 1 < row["low"] <= row["perplexity"] <= row["high"] < 1000
         assert row["protocol"] == "prefix" and row["bos"] == 256
@@ -69,7 +73,7 @@ def test_it_writes_everything_it_promises(finished):
     report = (finished / "report.md").read_text()
     assert "1.5 rad over 32 positions" in report and "Resonance RoPE" in report
     assert len(result["corpus"]["train"]["fingerprint"]) == 40
-    at = {(r["encoding"], r["length"]): r["perplexity"] for r in result["rows"]}
+    at = {(r["encoding"], r["length"]): r["perplexity"] for r in result["rows"] if r["training"] == 0}
     assert at["Dynamic NTK", 32] == pytest.approx(at["RoPE", 32], rel=1e-6)
     assert at["Dynamic NTK", 128] != pytest.approx(at["RoPE", 128], rel=1e-6)
 

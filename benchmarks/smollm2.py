@@ -1,0 +1,131 @@
+"""SmolLM2-135M on real text beside transformers with PyTorch: the same numbers, and how long they take.
+
+    .venv/bin/python benchmarks/smollm2.py          (4,096 tokens; equality at 8,192)
+    .venv/bin/python benchmarks/smollm2.py long     (16,384 tokens, and 32,768 in a process of its own)
+
+Both read the packaged GGUF file. First the NLLs of 8,192 tokens of a passage are compared, mean and token by
+token (theirs has float32 phases); then a forward with its NLL is timed, float32, two threads, in interleaved
+rounds. The rate of float32 products, of the shape of the MLP, is measured in the same run: the forward's
+share of it says how much there is left to gain. Targets: mean NLL to 1e-5, each to 1e-3; not slower than
+transformers; 85 % of the product rate; 32,768 tokens in 2.5 GB.
+
+Writes results/smollm2_cpu.json (smollm2_long_cpu.json); exits with 1 when a target is missed.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from beside import RESULTS, THREADS, alone, interleaved, machine, medians, ratio, report_alone
+
+from resonance_jax import data, evaluate, interop, rope
+from resonance_jax.files import write_json
+
+NAME = "smollm2-135m"
+HEAD_AT_ONCE = 1024
+"""Positions whose logits are made together: the whole [T, V] would be gigabytes."""
+
+
+def text(length):
+    """So many tokens of the passages, one after another."""
+    tokenizer = interop.open_checkpoint(NAME).tokenizer()
+    ids = np.concatenate([tokenizer.encode(document.text) for document in data.corpus("passages")])
+    return np.resize(ids, length).astype(np.int32)[None]
+
+
+def ours():
+    checkpoint = interop.open_checkpoint(NAME)
+    lm, freqs = interop.load_hf(checkpoint.path), rope.frequencies(checkpoint.rope)
+    return lm, lambda tokens: np.asarray(evaluate.token_nll(lm, tokens, freqs))[0]
+
+
+def theirs():
+    import torch
+    import transformers
+
+    torch.set_num_threads(THREADS)
+    path = interop.open_checkpoint(NAME).path
+    lm = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+
+    @torch.no_grad()
+    def nll(tokens):
+        ids = torch.as_tensor(tokens, dtype=torch.long)
+        x = lm.model(ids, use_cache=False).last_hidden_state[0, :-1]
+        parts = zip(x.split(HEAD_AT_ONCE), ids[0, 1:].split(HEAD_AT_ONCE), strict=True)
+        loss = torch.nn.functional.cross_entropy
+        return torch.cat([loss(lm.lm_head(rows), next_, reduction="none") for rows, next_ in parts]).numpy()
+
+    return nll
+
+
+def flops(config, length):
+    """Of a forward with its NLL: products of the weights and of causal attention."""
+    per_layer = config.d_model * config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
+    per_layer += 3 * config.d_model * config.d_ff
+    products = 2 * length * (config.n_layers * per_layer + config.d_model * config.vocab_size)
+    attention = 4 * config.n_layers * config.n_heads * config.head_dim * length * length / 2
+    return products + attention
+
+
+def product_rate(config, rows, repeats=5):
+    """FLOP per second of products of the MLP's shape."""
+    x = jnp.ones((rows, config.d_model), jnp.float32)
+    w = jnp.ones((config.d_model, config.d_ff), jnp.float32)
+    product = jax.jit(lambda x, w: x @ w)
+    seconds = medians(interleaved({"product": lambda: product(x, w).block_until_ready()}, repeats))
+    return 2 * rows * config.d_model * config.d_ff / seconds["product"]
+
+
+def long_nll() -> None:
+    """32,768 tokens, loading included."""
+    ours()[1](text(32_768))
+
+
+def main() -> int:
+    if sys.argv[1:] == ["nll-32768"]:
+        report_alone("nll-32768", long_nll)
+        return 0
+    long = sys.argv[1:] == ["long"]
+    lm, mine = ours()
+    opponent = theirs()
+    length, repeats = (16_384, 3) if long else (4096, 5)
+    result = machine()
+    compared = text(8192)
+    a, b = mine(compared).astype(np.float64), opponent(compared).astype(np.float64)
+    result["equality_8192"] = {
+        "mean_nll": float(a.mean()),
+        "means_apart": float(abs(a.mean() - b.mean())),
+        "tokens_apart": float(np.abs(a - b).max()),
+    }
+    print(result["equality_8192"], flush=True)
+    tokens = text(length)
+    seconds = interleaved({"ours": lambda: mine(tokens), "torch": lambda: opponent(tokens)}, repeats)
+    rate, count = product_rate(lm.config, length), flops(lm.config, length)
+    result["forward"] = {
+        "tokens": length,
+        "seconds": medians(seconds),
+        "ratio_to_torch": ratio(seconds, "ours", "torch"),
+        "tflop": count / 1e12,
+        "product_gflops": rate / 1e9,
+        "share_of_product_rate": count / medians(seconds)["ours"] / rate,
+    }
+    print(result["forward"], flush=True)
+    good = [
+        result["equality_8192"]["means_apart"] <= 1e-5,
+        result["equality_8192"]["tokens_apart"] <= 1e-3,
+        result["forward"]["ratio_to_torch"] <= 1.0,
+        result["forward"]["share_of_product_rate"] >= 0.85,
+    ]
+    if long:
+        result["fresh_process"] = alone("nll-32768")
+        print(result["fresh_process"])
+        good.append(result["fresh_process"]["peak_anonymous_gb"] <= 2.5)
+    write_json(RESULTS / ("smollm2_long_cpu.json" if long else "smollm2_cpu.json"), result)
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

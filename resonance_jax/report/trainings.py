@@ -1,0 +1,86 @@
+"""Differences between encodings over several trainings, paired by seed: the only ones that get a verdict."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from resonance_jax.evaluate.perplexity_result import Perplexity
+from resonance_jax.evaluate.student import student_interval
+
+Trained = Mapping[str, Sequence[Mapping[int, Perplexity]]]
+"""By label, then by seed, then by length."""
+
+
+class TrainingsRow(TypedDict):
+    """One encoding minus another at one length, in nats per token, over trainings that share a seed each.
+
+    low, high: Student's 95 % interval over the trainings, None for a single one.
+    """
+
+    encoding: str
+    minus: str
+    length: int
+    trainings: int
+    difference: float
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+def mean_nll(found: Perplexity) -> float:
+    """Nats per scored token."""
+    return float(found.nll.sum() / found.scored.sum())
+
+
+def difference_by_seed(trained: Trained, label: str, other: str, length: int) -> TrainingsRow:
+    """`label` minus `other` at one length; both are the results of the same seeds in the same order."""
+    pairs = zip(trained[label], trained[other], strict=True)
+    gaps = np.array([mean_nll(a[length]) - mean_nll(b[length]) for a, b in pairs])
+    found = student_interval(gaps)
+    return {
+        "encoding": label,
+        "minus": other,
+        "length": length,
+        "trainings": len(gaps),
+        "difference": float(gaps.mean()),
+        "low": None if found is None else found.low,
+        "high": None if found is None else found.high,
+        "verdict": verdict(gaps.tolist()),
+    }
+
+
+def verdict(gaps: Sequence[float]) -> str:
+    """What differences by training allow to say; negative ones are in favour of the first encoding."""
+    found, ahead = student_interval(gaps), sum(gap < 0 for gap in gaps)
+    if found is None:
+        return "one training: no verdict"
+    if not found.excludes(0):
+        return f"not resolved (ahead in {ahead} of {len(gaps)} trainings)"
+    if found.value < 0:
+        return f"ahead in {ahead} of {len(gaps)} trainings"
+    return f"behind in {len(gaps) - ahead} of {len(gaps)} trainings"
+
+
+def shown(row: TrainingsRow) -> dict[str, str | int]:
+    """A row as a table prints it."""
+    low, high = row["low"], row["high"]
+    return {
+        "encoding": row["encoding"],
+        "minus": row["minus"],
+        "trainings": row["trainings"],
+        "difference": f"{row['difference']:+.4f}",
+        "95 % over trainings": "" if low is None or high is None else f"{low:+.4f} … {high:+.4f}",
+        "verdict": row["verdict"],
+    }
+
+
+def mean_table(trained: Trained, lengths: Sequence[int]) -> list[dict[str, str | float]]:
+    """One line per encoding: perplexity at each length, the geometric mean over the trainings."""
+    lines: list[dict[str, str | float]] = []
+    for label, by_seed in trained.items():
+        line: dict[str, str | float] = {"encoding": label}
+        for n in lengths:
+            line[f"{n:,}"] = float(np.exp(np.mean([mean_nll(found[n]) for found in by_seed])))
+        lines.append(line)
+    return lines
