@@ -21,7 +21,7 @@ PATHS = ("checkpoint", "quickstart", "corpus", "data_dir", "tokenizer", "run_dir
 """Options that say where an input lies. What lies there is part of the identity, not its place."""
 AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "keep", "documents", "pieces_per_document"), 1),
-    **dict.fromkeys(("source_chunk", "pretrain_batch_size"), 1),
+    **dict.fromkeys(("source_chunk", "pretrain_batch_size", "slices"), 1),
     "length": 2,  # a position and the one that it predicts
     **dict.fromkeys(("micro", "profile", "pretrain_steps"), 0),
 }
@@ -151,7 +151,7 @@ def check_numbers(config: Config) -> None:
     for name, least in AT_LEAST.items():
         check_whole(named(name), options[name], least)
     check_whole("--seed", config.seed, 0, SEEDS)
-    for name in ("train_length", "devices"):
+    for name in ("train_length", "devices"):  # which may be left out
         if options[name] is not None:
             check_whole(named(name), options[name], 1)
     for name in ("lr", "pretrain_lr"):

@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 
 Kind = TypeVar("Kind")
 """A config, a dataclass."""
-SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
+SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", "tpu_compile.json", LOCK})
 """What lies in a run folder before anything was computed."""
 
 

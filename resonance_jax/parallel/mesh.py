@@ -6,7 +6,7 @@ says where it lies. A dimension that its mesh axes do not divide stays whole.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -66,15 +66,33 @@ def make_mesh(
 
     Args:
         data, fsdp, tensor, sequence: the sizes of its axes, as in `fill`.
-        devices: what it is made of; default all devices of all processes.
+        devices: what it is made of; default all devices of all processes. Of several TPU slices, `data` goes
+            over the slices, so that what is sent often stays within one.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(fill(len(devices), data, fsdp, tensor, sequence).values())
+    slices = slices_of(devices)
     # Auto, not the default Explicit: the compiler propagates shardings through contractions.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    kinds = (AxisType.Auto,) * 4
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"over {slices} slices the mesh's data axis must be a multiple of {slices}, got {sizes[0]}; give "
+            f"--data {slices}."
+        )
+    from jax.experimental import mesh_utils
+
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=kinds)
+
+
+def slices_of(devices: Iterable[Device]) -> int:
+    """Over how many TPU slices the devices are spread; 1 for all other devices."""
+    return len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
 
 
 def sharding(

@@ -64,6 +64,16 @@ class RunProgram:
         self.step = jax.jit(step, donate_argnums=0, out_shardings=out)
         self._where = where
 
+    @property
+    def frozen_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The weights by path that are not trained, as ShapeDtypeStructs with shardings."""
+        if self.lora is None:
+            return {}
+        whole = self._abstract_params()
+        if self.mesh is not None:
+            whole = jax.tree.map(_placed, whole, shardings(self.config, self.mesh))
+        return adapters.split(whole, self.lora)[1]
+
     def place(self, params: Params, seed: int, donate: bool = False) -> tuple[Trained, Frozen]:
         """(trained, frozen) of the decoder's params, each where it belongs, trained ones in self.dtype.
 
