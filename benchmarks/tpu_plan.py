@@ -186,9 +186,11 @@ def main():
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
     arguments = parser.parse_args()
-    from resonance_jax.parallel.topology import without_a_tpu
+    from resonance_jax.parallel.topology import NEEDS, has_compiler, without_a_tpu
 
-    if not arguments.table:
+    if not arguments.table and not has_compiler():
+        print(f"nothing is compiled: {NEEDS}")
+    elif not arguments.table:
         without_a_tpu()
         began = time.monotonic()
         for setting in HELD_OUT if arguments.held_out else FITTED:

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import Config
-from experiments.finetune.inputs import check_numbers, encoding, identity, shape_named
+from experiments.finetune.inputs import (
+    check_numbers,
+    decoder_and_encoding,
+    encoding,
+    find_quickstart,
+    identity,
+)
 from resonance_jax.command import open_run
 from resonance_jax.files import write_json
 
@@ -24,17 +30,13 @@ if TYPE_CHECKING:
 def base(config: Config) -> tuple[DecoderConfig, rope.RopeSpec]:
     """The decoder that would be trained and the encoding that its base has, which need not be there: then
     --shape stands for it."""
-    from resonance_jax import interop, rope
+    from resonance_jax import interop
     from resonance_jax.interop.named_checkpoints import located
 
     there = config.checkpoint and (Path(config.checkpoint).exists() or located(config.checkpoint))
-    if there:
-        checkpoint = interop.open_checkpoint(config.checkpoint)
-        shape, own = checkpoint.config, checkpoint.rope
-    else:
-        shape = shape_named(config.shape)
-        own = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
-    return shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel), own
+    checkpoint = interop.open_checkpoint(config.checkpoint) if there else None
+    quickstart = None if config.checkpoint else find_quickstart(config)
+    return decoder_and_encoding(config, checkpoint, quickstart)
 
 
 def show_plan(config: Config) -> int:

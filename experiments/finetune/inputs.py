@@ -112,18 +112,9 @@ def gather(config: Config) -> Inputs:
         raise ValueError(f'unknown --mode {text.mode!r}; expected "split" or "truncate".')
     checkpoint = None if config.checkpoint is None else interop.open_checkpoint(config.checkpoint)
     quickstart = None if checkpoint is not None else find_quickstart(config)
-    if checkpoint is not None:
-        shape, own = checkpoint.config, checkpoint.rope
-    elif quickstart is not None:
-        _, theirs = quickstart
-        shape = theirs.shape()
-        own = rope.RopeSpec(head_dim=theirs.head_dim, train_length=theirs.train_length)
-    else:
-        shape = shape_named(config.shape)
-        own = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
-        if config.pretraining.steps and config.train_length is None:
-            raise ValueError("pretraining needs --train-length, the positions in its rows.")
-    shape = shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel)
+    if checkpoint is quickstart is None and config.pretraining.steps and config.train_length is None:
+        raise ValueError("pretraining needs --train-length, the positions in its rows.")
+    shape, own = decoder_and_encoding(config, checkpoint, quickstart)
     specs = [encoding(config, own, resonance) for resonance in variants(config)]
     for spec in specs:
         rope.frequencies(spec, length=config.length)
@@ -140,6 +131,29 @@ def gather(config: Config) -> Inputs:
     if config.compare:
         _check_comparison(inputs)
     return inputs
+
+
+def decoder_and_encoding(
+    config: Config, checkpoint: Checkpoint | None, quickstart: tuple[Path, Quickstart] | None
+) -> tuple[DecoderConfig, rope.RopeSpec]:
+    """The decoder as it is trained, and the encoding that its base was trained under.
+
+    Args:
+        config: says how it computes, and what it is where the next two are None.
+        checkpoint, quickstart: the base, as in Inputs.
+    """
+    from resonance_jax import rope
+
+    if checkpoint is not None:
+        shape, own = checkpoint.config, checkpoint.rope
+    elif quickstart is not None:
+        _, theirs = quickstart
+        shape = theirs.shape()
+        own = rope.RopeSpec(head_dim=theirs.head_dim, train_length=theirs.train_length)
+    else:
+        shape = shape_named(config.shape)
+        own = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
+    return shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel), own
 
 
 def check_numbers(config: Config) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its type
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -114,6 +114,14 @@ def sharding(
             count *= mesh.shape[name]
         used.append(names if names and size % count == 0 else None)
     return NamedSharding(mesh, PartitionSpec(*used))
+
+
+def whole_everywhere(
+    like: PyTree[Shaped[Array | np.ndarray, "..."]], mesh: Mesh
+) -> PyTree[jax.ShapeDtypeStruct]:
+    """What arrays are like that lie whole on every device of a mesh, which need not be there."""
+    where = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=where), like)
 
 
 def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:

@@ -4,14 +4,13 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.lowering import lowering_for
 from resonance_jax.parallel.compiled import Compiled, compile_for
-from resonance_jax.parallel.mesh import sharding
+from resonance_jax.parallel.mesh import sharding, whole_everywhere
 from resonance_jax.parallel.topology import per_slice
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train.batches import check_rows
@@ -42,8 +41,6 @@ def compile_step(
         ValueError: rows that the mesh or the micro-batches do not divide.
     """
     check_rows(rows, training.micro, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    placed = lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=everywhere)
     where = sharding(mesh, ("batch", "time"), (rows, length))
     batch = {
         name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where) for name in ("tokens", "labels")
@@ -51,5 +48,5 @@ def compile_step(
     began = time.monotonic()
     with lowering_for("tpu"):
         program = RunProgram(config, training, mesh, lora)
-        lowered = program.step.lower(program.like, program.frozen_like, batch, jax.tree.map(placed, freqs))
+        lowered = program.step.lower(program.like, program.frozen_like, batch, whole_everywhere(freqs, mesh))
     return compile_for(lowered, time.monotonic() - began, per_slice(mesh))
