@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,6 @@ from experiments.finetune.inputs import (
     identity,
 )
 from resonance_jax.command import open_run
-from resonance_jax.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +70,7 @@ def compile_ahead(config: Config, training: Callable[[Config, Mesh], train.Train
     from resonance_jax.parallel.memory import readable
     from resonance_jax.parallel.mesh import make_mesh
     from resonance_jax.parallel.mesh_for_rows import sizes_for_rows
-    from resonance_jax.report.tables import print_table
+    from resonance_jax.report.compiled import keep_compiled, show_compiled
     from resonance_jax.train import plan
     from resonance_jax.train.compiled_step import compile_step
 
@@ -92,8 +89,9 @@ def compile_ahead(config: Config, training: Callable[[Config, Mesh], train.Train
         + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
     )
     result = compile_step(shape, how, mesh, config.batch_size, config.length, table, lora)
-    write_json(
-        folder / "tpu_compile.json",
+    keep_compiled(
+        folder,
+        result,
         {
             "slice": config.compile,
             "slices": config.slices,
@@ -105,17 +103,9 @@ def compile_ahead(config: Config, training: Callable[[Config, Mesh], train.Train
             "dtype": shape.dtype,
             "plan_bytes": made.total,
             "step_flops": made.flops,
-            "attention": result.attention,
-            **dataclasses.asdict(result),
-            "versions": {name: version(name) for name in ("jax", "jaxlib", "libtpu")},
         },
     )
-    print_table(result.rows()) if result.fits else None
-    if result.collectives:
-        print_table(result.sent(), "What the devices send each other")
-    kernels = ", ".join(result.kernels) or "none"
-    print(f"attention: {result.attention}; Mosaic kernels: {kernels}")
-    print("products: " + "; ".join(f"{count} of {kind}" for kind, count in result.products.items()))
+    show_compiled(result)
     print(
         f"{made.flops / 1e12:,.1f} TFLOP a step over all devices (a formula, recomputation included); "
         f"compiled in {result.seconds['compile']:.0f} s; the plan said {readable(made.total)}."

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its type
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -116,9 +116,7 @@ def sharding(
     return NamedSharding(mesh, PartitionSpec(*used))
 
 
-def whole_everywhere(
-    like: PyTree[Shaped[Array | np.ndarray, "..."]], mesh: Mesh
-) -> PyTree[jax.ShapeDtypeStruct]:
+def whole_everywhere(like: PyTree[Shaped[ArrayLike, "..."]], mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
     """What arrays are like that lie whole on every device of a mesh, which need not be there."""
     where = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=where), like)
