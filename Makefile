@@ -4,7 +4,7 @@ ACCEL  ?= cpu
 EXTRA  := $(if $(filter-out cpu,$(ACCEL)),[$(ACCEL)])
 BIN    := .venv/bin
 
-.PHONY: quickstart from-scratch models test test-all test-newest bench lint clean
+.PHONY: quickstart from-scratch models test test-all test-newest test-tpu test-tpu-all bench lint clean
 
 quickstart: .venv/.ready-$(ACCEL)  ## a real pretrained LLaMA past its training length, under every method
 	@if $(MAKE) --no-print-directory models; then $(BIN)/python -m experiments.quickstart; \
@@ -25,6 +25,12 @@ test-all: .venv/.ready-test  ## the full counts: every kill, mesh and notebook
 
 test-newest:  ## core tests on Python 3.12 with the newest jax, without torch; says so where it cannot
 	@.ci/newest
+
+test-tpu:  ## programs compiled by the TPU's own compiler, without a TPU; says so where it cannot
+	@.ci/tpu
+
+test-tpu-all:  ## the same for every preset on a slice where it fits
+	@.ci/tpu all
 
 bench: .venv/.ready-test  ## memory and speed, side by side with PyTorch; one JSON each under results/
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -2,7 +2,8 @@
 
 Command:   python -m experiments.finetune cpu
            python -m experiments.finetune 7b-long-resonance --checkpoint PATH --corpus PATH
-           … --plan first says what a device would hold; docs/tpu.md has the commands for a TPU slice
+           … --plan first says what a device would hold, --compile v5p:2x2x2 what the TPU's compiler makes
+           of it; docs/tpu.md has the commands for a TPU slice
 Hardware:  cpu: 2 cores, 2 GB. The paper's: four 40 GB A100s with offloading; here 8 chips of 95 GB (TPU v5p)
            or 80 GB hold 7B with float32 master weights and moments
 Time:      cpu: about 5 minutes. The paper's settings are 105 million tokens each
@@ -129,6 +130,11 @@ class Config:
     """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: what is here."""
     devices: int | None = None
     """How many of them to plan for; default: what is here."""
+    compile: str | None = None
+    """Only compile the step, with the TPU's own compiler, for a slice that need not be there: v5p:2x2x2,
+    v6e:4x4, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""
+    slices: int = 1
+    """With --compile: how many such slices, joined by the data centre's network; --data goes over them."""
     run_dir: str | None = None
     """Where results go; default runs/finetune-<hash of this config>."""
 
@@ -136,6 +142,7 @@ class Config:
 ELSEWHERE = (
     *("micro", "remat", "kernel", "data", "fsdp", "tensor", "sequence"),
     *("resume", "save_seconds", "keep", "checkpoint_dir", "cache_dir", "profile", "plan", "chip", "devices"),
+    *("compile", "slices"),
 )
 """Options that say where and how a run is computed, not what it is: they may change when it goes on."""
 

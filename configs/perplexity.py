@@ -12,6 +12,10 @@ Expected:  Figure 4 of the paper (no table is printed there): Resonance YaRN low
 
 import dataclasses
 
+from tyro.conf import OmitArgPrefixes
+
+from resonance_jax.settings import MeshConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -59,7 +63,14 @@ class Config:
     dtype: str = "float32"
     """Of weights and activations; norms, rotation, softmax and loss are at least float32."""
     parallel: str = "none"
-    """"none": one device; "pmap" or "mesh": rows over this host's devices."""
+    """"none": one device; "pmap": rows over this host's devices; "mesh": as the next four options say."""
+    mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
+    """With --parallel mesh: over how many devices each axis goes; --sequence cuts a long window."""
+    compile: str | None = None
+    """Only compile the scoring of the longest window, with the TPU's own compiler, for a slice that need not
+    be there: v5p:2x2x2, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""
+    shape: str = "llama2-7b"
+    """With --compile, where the checkpoint is not there: a shape by name (resonance_jax/model/config.py)."""
     run_dir: str | None = None
     """Where results go; default runs/perplexity-<hash of this config>."""
 

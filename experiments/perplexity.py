@@ -8,6 +8,7 @@ Stop it at any time: the same command goes on with the next document.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def run(config: Config) -> int:
     from resonance_jax.report.tables import print_table
 
     _check(config)
+    if config.compile is not None:
+        return compile_ahead(config)
     study = Study(config, named_checkpoints(config.checkpoints))
     folder = open_run("perplexity", config)
     result = study.result(folder)
@@ -63,6 +66,42 @@ def _check(config: Config) -> None:
         raise ValueError(f"--dynamic-lengths must be some of --lengths; {other[0]:,} is not.")
     for length in config.lengths:
         Windowing(config.protocol, config.stride, None, config.truncate).check(length)
+
+
+def compile_ahead(config: Config) -> int:
+    """Compile the scoring of the longest window for the slice of --compile, over the mesh of --parallel mesh;
+    print and keep what came out. 1 when it does not fit."""
+    from resonance_jax.parallel.topology import absent_devices, chip_of, without_a_tpu
+
+    chip_of(config.compile)
+    without_a_tpu()
+    from resonance_jax import interop, model, rope
+    from resonance_jax.evaluate.compiled_nll import compile_nll
+    from resonance_jax.parallel.mesh import fill, make_mesh
+    from resonance_jax.report.compiled import keep_compiled, show_compiled
+
+    if config.shape not in model.PRESETS:
+        raise ValueError(f"there is no shape {config.shape!r}; expected one of {', '.join(model.PRESETS)}.")
+    paths = [Path(named.rpartition("=")[2]) for named in config.checkpoints[:1]]
+    there = next((path for path in paths if path.exists()), None)
+    shape = model.PRESETS[config.shape] if there is None else interop.open_checkpoint(there).config
+    devices = absent_devices(config.compile)
+    sizes = fill(len(devices), **dataclasses.asdict(config.mesh))
+    mesh = make_mesh(devices=devices, **sizes)
+    length, rows = max(config.lengths), sizes["data"] * sizes["fsdp"]
+    # Of an encoding only the shape of its table matters.
+    table = rope.frequencies(rope.RopeSpec(head_dim=shape.head_dim), length=length)
+    folder = open_run("perplexity", dataclasses.replace(config, compile=None))
+    print(
+        f"{config.compile}: {len(devices)} x {devices[0].device_kind}, {rows} windows of {length:,}, "
+        f"{config.dtype}, mesh " + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    )
+    result = compile_nll(shape.replace(dtype=config.dtype), mesh, rows, length, table)
+    about = {"slice": config.compile, "devices": len(devices), "mesh": sizes, "rows": rows, "length": length}
+    keep_compiled(folder, result, {**about, "dtype": config.dtype})
+    show_compiled(result)
+    print(f"{result.verdict}\n{folder}/tpu_compile.json")
+    return 0 if result.fits else 1
 
 
 class Study:
@@ -159,7 +198,7 @@ class Study:
         from resonance_jax.parallel.mesh import make_mesh
 
         c = self.config
-        mesh = make_mesh(data=-1) if c.parallel == "mesh" else None
+        mesh = make_mesh(**dataclasses.asdict(c.mesh)) if c.parallel == "mesh" else None
         devices = jax.local_device_count() if c.parallel != "none" else 1
         print(f"device: {devices} x {jax.devices()[0].device_kind}, {c.dtype}, jax {jax.__version__}")
         results: Results = {corpus: {} for corpus in c.corpora}

@@ -68,7 +68,7 @@ def _check_memory(length: int, head_dim: int) -> None:
     """Raise ValueError where the pictures of so many positions would not fit into memory."""
     import jax
 
-    from resonance_jax.train import memory
+    from resonance_jax.parallel import memory
 
     free, needed = memory.free(jax.devices()[:1]), BYTES_PER_PHASE * length * (head_dim // 2)
     if free is not None and needed > free:

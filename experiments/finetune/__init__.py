@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import Config
+from experiments.finetune.ahead import compile_ahead, show_plan
 from experiments.finetune.export import content, export
-from experiments.finetune.inputs import Inputs, check_numbers, gather, identity, shape_named, variants
+from experiments.finetune.inputs import Inputs, gather, identity, variants
 from resonance_jax.command import (
     default_folder,
     keep_result,
@@ -41,8 +42,11 @@ UNTRAINED = ("rope", "dynamic-ntk")
 
 
 def run(config: Config) -> int:
-    """Fine-tune, then print what came of it, or only plan it; 3 where documents had to be left out."""
+    """Fine-tune, then print what came of it, or only plan or compile it; 3 where documents had to be left
+    out."""
     use_every_core()
+    if config.compile is not None:
+        return compile_ahead(config, training)
     if config.plan:
         return show_plan(config)
     from resonance_jax import data
@@ -277,27 +281,3 @@ def show(config: Config, folder: Path, result: Mapping) -> None:
         print(f"{folder}/sweep.png  {folder}/report.md")
     for part in parts(config, folder):
         print(f"{part}/loss.png  {part}/hf  {part}/metrics.jsonl")
-
-
-def show_plan(config: Config) -> int:
-    """Print the plan; 1 when it does not fit."""
-    import jax
-
-    from resonance_jax import interop
-    from resonance_jax.interop.named_checkpoints import located
-    from resonance_jax.parallel.mesh_for_rows import sizes_for_rows
-    from resonance_jax.report.tables import print_table
-    from resonance_jax.train import plan
-
-    check_numbers(config)
-    there = config.checkpoint and (Path(config.checkpoint).exists() or located(config.checkpoint))
-    shape = interop.open_checkpoint(config.checkpoint).config if there else shape_named(config.shape)
-    shape = shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel)
-    chip = plan.chip(config.chip or jax.devices()[0].device_kind)
-    sizes = sizes_for_rows(config.mesh, config.devices or jax.device_count(), config.batch_size)
-    lora = config.adapters if config.lora else None
-    made = plan.plan(shape, sizes, config.batch_size, config.length, config.micro, lora, chip)
-    print(made.title)
-    print_table(made.rows())
-    print(made.verdict)
-    return 0 if made.fits is not False else 1

@@ -21,7 +21,7 @@ PATHS = ("checkpoint", "from_scratch", "corpus", "data_dir", "tokenizer", "run_d
 """Options that say where an input lies. What lies there is part of the identity, not its place."""
 AT_LEAST = {
     **dict.fromkeys(("steps", "batch_size", "keep", "documents", "pieces_per_document"), 1),
-    **dict.fromkeys(("source_chunk", "pretrain_batch_size"), 1),
+    **dict.fromkeys(("source_chunk", "pretrain_batch_size", "slices"), 1),
     "length": 2,  # a position and the one that it predicts
     **dict.fromkeys(("micro", "profile", "pretrain_steps"), 0),
 }
@@ -113,18 +113,9 @@ def gather(config: Config) -> Inputs:
         raise ValueError(f'unknown --mode {text.mode!r}; expected "split" or "truncate".')
     checkpoint = None if config.checkpoint is None else interop.open_checkpoint(config.checkpoint)
     from_scratch = None if checkpoint is not None else find_from_scratch(config)
-    if checkpoint is not None:
-        shape, own = checkpoint.config, checkpoint.rope
-    elif from_scratch is not None:
-        _, theirs = from_scratch
-        shape = theirs.shape()
-        own = rope.RopeSpec(head_dim=theirs.head_dim, train_length=theirs.train_length)
-    else:
-        shape = shape_named(config.shape)
-        own = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
-        if config.pretraining.steps and config.train_length is None:
-            raise ValueError("pretraining needs --train-length, the positions in its rows.")
-    shape = shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel)
+    if checkpoint is from_scratch is None and config.pretraining.steps and config.train_length is None:
+        raise ValueError("pretraining needs --train-length, the positions in its rows.")
+    shape, own = decoder_and_encoding(config, checkpoint, from_scratch)
     specs = [encoding(config, own, resonance) for resonance in variants(config)]
     for spec in specs:
         rope.frequencies(spec, length=config.length)
@@ -143,6 +134,29 @@ def gather(config: Config) -> Inputs:
     return inputs
 
 
+def decoder_and_encoding(
+    config: Config, checkpoint: Checkpoint | None, from_scratch: tuple[Path, FromScratch] | None
+) -> tuple[DecoderConfig, rope.RopeSpec]:
+    """The decoder as it is trained, and the encoding that its base was trained under.
+
+    Args:
+        config: says how it computes, and what it is where the next two are None.
+        checkpoint, from_scratch: the base, as in Inputs.
+    """
+    from resonance_jax import rope
+
+    if checkpoint is not None:
+        shape, own = checkpoint.config, checkpoint.rope
+    elif from_scratch is not None:
+        _, theirs = from_scratch
+        shape = theirs.shape()
+        own = rope.RopeSpec(head_dim=theirs.head_dim, train_length=theirs.train_length)
+    else:
+        shape = shape_named(config.shape)
+        own = rope.RopeSpec(head_dim=shape.head_dim, train_length=config.train_length)
+    return shape.replace(dtype=config.dtype, remat=config.remat, kernel=config.kernel), own
+
+
 def check_numbers(config: Config) -> None:
     """Raise ValueError for a number that an option cannot be."""
     from resonance_jax.train.config import SEEDS, check_whole
@@ -152,7 +166,7 @@ def check_numbers(config: Config) -> None:
     for name, least in AT_LEAST.items():
         check_whole(named(name), options[name], least)
     check_whole("--seed", config.seed, 0, SEEDS)
-    for name in ("train_length", "devices"):
+    for name in ("train_length", "devices"):  # which may be left out
         if options[name] is not None:
             check_whole(named(name), options[name], 1)
     for name in ("lr", "pretrain_lr"):

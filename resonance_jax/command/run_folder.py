@@ -13,7 +13,7 @@ from resonance_jax.files import FilePath, is_remote, reachable, read_json, write
 
 Kind = TypeVar("Kind")
 """A config, a dataclass."""
-SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", LOCK})
+SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", "tpu_compile.json", LOCK})
 """What lies in a run folder before anything was computed."""
 
 

@@ -69,12 +69,13 @@ def batched_nll(
         windows: token ids.
         freqs: the table.
         pmap: split each batch over the local devices, with the weights copied to each.
-        tokens_per_batch: tokens of a batch; with pmap or a mesh, each device's share.
+        tokens_per_batch: tokens of a batch; with pmap or a mesh that cuts rows, each part's share.
 
     Yields:
         the number of the first window of a batch, and the NLLs of its windows.
     """
-    devices = jax.local_device_count() if pmap else lm.mesh.size if lm.mesh is not None else 1
+    cut = 1 if lm.mesh is None else lm.mesh.shape["data"] * lm.mesh.shape["fsdp"]
+    devices = jax.local_device_count() if pmap else cut
     params = replicate(lm.params) if pmap else lm.params
     most = max(1, tokens_per_batch // windows.shape[1]) * devices
     start = 0

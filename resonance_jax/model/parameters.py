@@ -119,6 +119,18 @@ def map_declared(fn: Callable[[str, Parameter], Leaf], config: DecoderConfig) ->
     return tree
 
 
+def abstract(
+    config: DecoderConfig, dtype: DTypeLike, mesh: Mesh | AbstractMesh | None = None
+) -> Tree[jax.ShapeDtypeStruct]:
+    """The params pytree as ShapeDtypeStructs of a dtype, where they lie on a mesh if there is one."""
+
+    def like(_: str, p: Parameter) -> jax.ShapeDtypeStruct:
+        where = None if mesh is None else sharding(mesh, p.axes, p.shape)
+        return jax.ShapeDtypeStruct(p.shape, dtype, sharding=where)
+
+    return map_declared(like, config)
+
+
 def shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Tree[NamedSharding]:
     """Where each parameter lies on a mesh: the params pytree as NamedSharding leaves."""
     return map_declared(lambda _, p: sharding(mesh, p.axes, p.shape), config)

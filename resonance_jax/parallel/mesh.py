@@ -6,14 +6,14 @@ says where it lies. A dimension that its mesh axes do not divide stays whole.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, ArrayLike, PyTree, Shaped
 
 Device: TypeAlias = jax.Device  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its type
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -66,15 +66,33 @@ def make_mesh(
 
     Args:
         data, fsdp, tensor, sequence: the sizes of its axes, as in `fill`.
-        devices: what it is made of; default all devices of all processes.
+        devices: what it is made of; default all devices of all processes. Of several TPU slices, `data` goes
+            over the slices, so that what is sent often stays within one.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(fill(len(devices), data, fsdp, tensor, sequence).values())
+    slices = slices_of(devices)
     # Auto, not the default Explicit: the compiler propagates shardings through contractions.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    kinds = (AxisType.Auto,) * 4
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"over {slices} slices the mesh's data axis must be a multiple of {slices}, got {sizes[0]}; give "
+            f"--data {slices}."
+        )
+    from jax.experimental import mesh_utils
+
+    within, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=kinds)
+
+
+def slices_of(devices: Iterable[Device]) -> int:
+    """Over how many TPU slices the devices are spread; 1 for all other devices."""
+    return len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
 
 
 def sharding(
@@ -96,6 +114,12 @@ def sharding(
             count *= mesh.shape[name]
         used.append(names if names and size % count == 0 else None)
     return NamedSharding(mesh, PartitionSpec(*used))
+
+
+def whole_everywhere(like: PyTree[Shaped[ArrayLike, "..."]], mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
+    """What arrays are like that lie whole on every device of a mesh, which need not be there."""
+    where = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=where), like)
 
 
 def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:

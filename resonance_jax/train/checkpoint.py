@@ -25,10 +25,10 @@ from jaxtyping import Array, PyTree
 
 from resonance_jax.files import AnyPath, as_path, is_remote
 from resonance_jax.model.decoder import Params
+from resonance_jax.parallel.memory import readable
 from resonance_jax.train import checksums
 from resonance_jax.train.config import check_whole
 from resonance_jax.train.identity import AnotherRun, Identity, refuse_another
-from resonance_jax.train.memory import readable
 
 RESUME = ("auto", "never", "must")
 

@@ -20,7 +20,7 @@ from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Params
 from resonance_jax.model.parameters import create
-from resonance_jax.train import memory
+from resonance_jax.parallel import memory
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.encodings import count_of, stack_frequencies
 from resonance_jax.train.optimizer import make_optimizer

@@ -17,9 +17,9 @@ from jaxtyping import PyTree
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.loss import TILE
-from resonance_jax.model.parameters import map_declared
-from resonance_jax.parallel.mesh import AXES, sharding
-from resonance_jax.train import flops, memory
+from resonance_jax.parallel import memory
+from resonance_jax.parallel.mesh import AXES
+from resonance_jax.train import flops
 from resonance_jax.train.batches import micro_rows
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.run_program import RunProgram
@@ -120,16 +120,9 @@ def plan(
     devices = math.prod(mesh.values())
     shards = mesh["data"] * mesh["fsdp"]
     micro = micro or micro_rows(batch_size, length, shards)
-    like = RunProgram(config, TrainConfig(1), abstract, lora).like
-    parameters, moments = bytes_of(like.params), bytes_of(like.opt_state)
-    frozen = 0
-    if lora is not None:
-        dtype = jnp.promote_types(jnp.float32, config.dtype)
-        all_of_them = map_declared(
-            lambda _, p: jax.ShapeDtypeStruct(p.shape, dtype, sharding=sharding(abstract, p.axes, p.shape)),
-            config,
-        )
-        frozen = bytes_of(adapters.split(all_of_them, lora)[1])
+    program = RunProgram(config, TrainConfig(1), abstract, lora)
+    parameters, moments = bytes_of(program.like.params), bytes_of(program.like.opt_state)
+    frozen = bytes_of(program.frozen_like)
     accumulated = 2 if micro < batch_size else 1  # the sum so far beside the new ones
     c, item = config, jnp.dtype(config.dtype).itemsize
     tokens = max(1, micro // shards) * length // mesh["sequence"]

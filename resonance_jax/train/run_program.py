@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree, UInt32
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Params, Weights
-from resonance_jax.model.parameters import map_declared, shardings
+from resonance_jax.model.parameters import abstract, shardings
 from resonance_jax.rope import Tables
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train.config import TrainConfig
@@ -48,7 +48,7 @@ class RunProgram:
         self.dtype = jnp.promote_types(jnp.float32, config.dtype)
         self.tx = make_optimizer(training.optimizer, training.steps)
         self.everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        trained = jax.eval_shape(self._trained, self._abstract_params(), np.uint32(0))
+        trained = jax.eval_shape(self._trained, abstract(config, self.dtype), np.uint32(0))
         state = jax.eval_shape(self._first, trained, np.uint32(0))
         where = None if mesh is None else self._shardings(state, mesh)
         self.like: TrainState = state if where is None else jax.tree.map(_placed, state, where)
@@ -63,6 +63,13 @@ class RunProgram:
         out = None if where is None else (where, self.everywhere)
         self.step = jax.jit(step, donate_argnums=0, out_shardings=out)
         self._where = where
+
+    @property
+    def frozen_like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The weights by path that are not trained, as ShapeDtypeStructs with shardings."""
+        if self.lora is None:
+            return {}
+        return adapters.split(abstract(self.config, self.dtype, self.mesh), self.lora)[1]
 
     def place(self, params: Params, seed: int, donate: bool = False) -> tuple[Trained, Frozen]:
         """(trained, frozen) of the decoder's params, each where it belongs, trained ones in self.dtype.
@@ -90,9 +97,6 @@ class RunProgram:
         where = None if self.mesh is None else shardings(self.config, self.mesh)
         merge = jax.jit(lambda p, a: adapters.merge(p, a, lora), out_shardings=where)
         return merge(params, trained["adapters"])
-
-    def _abstract_params(self) -> PyTree[jax.ShapeDtypeStruct]:
-        return map_declared(lambda _, p: jax.ShapeDtypeStruct(p.shape, self.dtype), self.config)
 
     def _trained(self, params: Params, seed: int | UInt32[Array, ""]) -> Trained:
         if self.lora is None:

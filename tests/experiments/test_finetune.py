@@ -381,6 +381,8 @@ MISTAKES = {
     "too little text": (dict(length=65_536), "fewer than one chunk"),
     "no such shape": (dict(checkpoint=None, shape="huge"), "there is no shape 'huge'"),
     "no such chip": (dict(plan=True, chip="abacus"), "there is no chip 'abacus'"),
+    "no such slice": (dict(compile="abacus:2x2"), "there is no slice 'abacus:2x2'"),
+    "slices of nothing": (dict(compile="v5p:2x2x1", slices=0), "--slices must be"),
 }
 
 

@@ -17,7 +17,7 @@ from experiments.posgen.study import MLP, Study
 from resonance_jax import train
 from resonance_jax.command import guarded
 from resonance_jax.files import read_json
-from resonance_jax.train import memory
+from resonance_jax.parallel import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = dataclasses.replace(

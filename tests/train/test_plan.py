@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from resonance_jax import model, rope, train
+from resonance_jax.parallel import memory
 from resonance_jax.parallel.mesh import fill, make_mesh
-from resonance_jax.train import memory
 from resonance_jax.train.plan import chip, plan
 from resonance_jax.train.run_program import RunProgram
 

@@ -10,7 +10,8 @@ import pytest
 
 from resonance_jax import train
 from resonance_jax.data import posgen
-from resonance_jax.train import many_program, memory
+from resonance_jax.parallel import memory
+from resonance_jax.train import many_program
 from resonance_jax.train.optimizer import make_optimizer
 from resonance_jax.train.state import new_state
 from resonance_jax.train.step import summed_loss, train_step

@@ -9,9 +9,11 @@ from resonance_jax.parallel.mesh import Device
 
 
 def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
-    """Bytes per device that a compiled program takes: (arguments and results, temporaries).
+    """Bytes per device that a program compiled for CPU or GPU takes: (arguments and results, temporaries).
 
-    (0, 0) where the backend does not tell.
+    There all temporaries are one allocation beside the arguments, so that their sum is what is held. (The
+    peak that XLA states for a CPU leaves most of it out.) Of a program for TPU ask `peak`. (0, 0) where the
+    backend does not tell.
     """
     m = compiled.memory_analysis()
     if m is None:
@@ -20,6 +22,17 @@ def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
         m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes,
         m.temp_size_in_bytes,
     )
+
+
+def peak(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a program compiled for TPU holds on a device at its worst moment, by the compiler's account.
+
+    It is what the compiler compares with the chip's memory. Arguments plus temporaries is more, because the
+    step gives its arguments away and temporaries are counted that lie in their place.
+    """
+    sizes = compiled.memory_analysis()
+    assert sizes is not None  # the TPU's compiler always tells
+    return int(sizes.peak_memory_in_bytes)
 
 
 def free(devices: Sequence[Device]) -> int | None:

@@ -1,0 +1,114 @@
+"""What a fine-tuning would take, said before it is begun: by a formula, or by the TPU's own compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.finetune import Config
+from experiments.finetune.inputs import (
+    check_numbers,
+    decoder_and_encoding,
+    encoding,
+    find_from_scratch,
+    identity,
+)
+from resonance_jax.command import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jax.sharding import Mesh
+
+    from resonance_jax import rope, train
+    from resonance_jax.model import DecoderConfig
+
+
+def base(config: Config) -> tuple[DecoderConfig, rope.RopeSpec]:
+    """The decoder that would be trained and the encoding that its base has, which need not be there: then
+    --shape stands for it."""
+    from resonance_jax import interop
+    from resonance_jax.interop.named_checkpoints import located
+
+    there = config.checkpoint and (Path(config.checkpoint).exists() or located(config.checkpoint))
+    checkpoint = interop.open_checkpoint(config.checkpoint) if there else None
+    from_scratch = None if config.checkpoint else find_from_scratch(config)
+    return decoder_and_encoding(config, checkpoint, from_scratch)
+
+
+def show_plan(config: Config) -> int:
+    """Print the plan; 1 when it does not fit."""
+    import jax
+
+    from resonance_jax.parallel.mesh_for_rows import sizes_for_rows
+    from resonance_jax.report.tables import print_table
+    from resonance_jax.train import plan
+
+    check_numbers(config)
+    shape, _ = base(config)
+    chip = plan.chip(config.chip or jax.devices()[0].device_kind)
+    sizes = sizes_for_rows(config.mesh, config.devices or jax.device_count(), config.batch_size)
+    lora = config.adapters if config.lora else None
+    made = plan.plan(shape, sizes, config.batch_size, config.length, config.micro, lora, chip)
+    print(made.title)
+    print_table(made.rows())
+    print(made.verdict)
+    return 0 if made.fits is not False else 1
+
+
+def compile_ahead(config: Config, training: Callable[[Config, Mesh], train.TrainConfig]) -> int:
+    """Compile the step for the slice of --compile, print and keep what came out; 1 when it does not fit.
+
+    training: makes the TrainConfig of the run on a mesh.
+    """
+    from resonance_jax.parallel.topology import absent_devices, chip_of, without_a_tpu
+
+    check_numbers(config)
+    chip_of(config.compile)
+    without_a_tpu()
+    from resonance_jax import rope
+    from resonance_jax.parallel.memory import readable
+    from resonance_jax.parallel.mesh import make_mesh
+    from resonance_jax.parallel.mesh_for_rows import sizes_for_rows
+    from resonance_jax.report.compiled import keep_compiled, show_compiled
+    from resonance_jax.train import plan
+    from resonance_jax.train.compiled_step import compile_step
+
+    shape, own = base(config)
+    devices = absent_devices(config.compile, config.slices)
+    sizes = sizes_for_rows(config.mesh, len(devices), config.batch_size)
+    mesh = make_mesh(devices=devices, **sizes)
+    table = rope.frequencies(encoding(config, own, config.resonance), length=config.length)
+    lora = config.adapters if config.lora else None
+    how = training(config, mesh)
+    made = plan.plan(shape, sizes, config.batch_size, config.length, how.micro, lora)
+    folder = open_run("finetune", identity(config))
+    print(
+        f"{config.slices} x {config.compile}: {len(devices)} x {devices[0].device_kind}, "
+        f"{config.batch_size} rows of {config.length:,}, {how.micro} at a time, remat {shape.remat}, mesh "
+        + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    )
+    result = compile_step(shape, how, mesh, config.batch_size, config.length, table, lora)
+    keep_compiled(
+        folder,
+        result,
+        {
+            "slice": config.compile,
+            "slices": config.slices,
+            "devices": len(devices),
+            "device_kind": devices[0].device_kind,
+            "mesh": sizes,
+            "micro": how.micro,
+            "remat": shape.remat,
+            "dtype": shape.dtype,
+            "plan_bytes": made.total,
+            "step_flops": made.flops,
+        },
+    )
+    show_compiled(result)
+    print(
+        f"{made.flops / 1e12:,.1f} TFLOP a step over all devices (a formula, recomputation included); "
+        f"compiled in {result.seconds['compile']:.0f} s; the plan said {readable(made.total)}."
+    )
+    print(f"{result.verdict}\n{folder}/tpu_compile.json")
+    return 0 if result.fits else 1
