@@ -46,7 +46,7 @@ def test_every_option_it_names_exists(name, study):
     assert len(named) >= 4 and named <= fields(study), named - fields(study)
 
 
-@pytest.mark.parametrize("document", ["differences.md", "guides.md"])
+@pytest.mark.parametrize("document", ["differences.md", "findings.md", "guides.md"])
 def test_links_lead_somewhere(document):
     text = (DOCS / document).read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
