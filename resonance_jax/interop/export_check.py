@@ -4,7 +4,7 @@ What differs is split in two: what transformers' float32 phases lose (transforme
 cosines and sines put in), and the rest (transformers with our phases against ours: the order of sums).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from resonance_jax.generate import generate
 from resonance_jax.interop.hf_weights import load_hf
 from resonance_jax.model import Decoder
 from resonance_jax.model.decoder import Weights, head, hidden_states
+from resonance_jax.model.stack import turns
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def check_export(
     transformers.utils.logging.disable_progress_bar()
     lm = load_hf(folder)
     assert lm.rope is not None  # a config.json always states one
-    spec = rope.main_spec(lm.rope)
+    spec = lm.rope
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
@@ -61,18 +62,20 @@ def check_export(
     return {"rows": rows, "greedy": greedy, "versions": versions}
 
 
-def _compare(lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray) -> dict[str, Any]:
+def _compare(lm: Decoder, spec: rope.Specs, model: Any, tokens: np.ndarray) -> dict[str, Any]:
     n = len(tokens)
     freqs = rope.frequencies(spec, length=n)
-    cos, sin = (np.asarray(x) for x in rope.cos_sin(freqs, np.arange(n)))
+    angles = turns(lm.config, freqs, np.arange(n), np.float32)
+    exact = {name: (np.asarray(cos), np.asarray(sin)) for name, (cos, sin) in angles.items()}
     picked = np.unique(np.linspace(0, n - 1, min(ROWS, n)).astype(int))
     logits = _logits(lm, tokens, freqs, picked)
     nll = np.asarray(token_nll(lm, tokens[None], freqs), np.float64)[0]
     own = model.model.rotary_emb
-    theirs, their_nll, their_cos = _theirs(model, tokens, picked)
-    model.model.rotary_emb = _injected(cos, sin)
+    theirs, their_nll = _theirs(model, tokens, picked)
+    error = max((_cos_error(model, freqs, name, cos) for name, (cos, _) in exact.items()), default=0.0)
+    model.model.rotary_emb = _injected(exact)
     try:
-        alike, alike_nll, _ = _theirs(model, tokens, picked)
+        alike, alike_nll = _theirs(model, tokens, picked)
     finally:
         model.model.rotary_emb = own
     far = lambda a, b: float(np.abs(a - b).max() / logits.std())
@@ -86,7 +89,7 @@ def _compare(lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray) -
         "logits": far(theirs, logits),
         "logits_alike": far(alike, logits),
         "logits_lost": far(theirs, alike),
-        "cos_error": float(np.abs(their_cos - cos).max() / freqs.attention_factor),
+        "cos_error": error,
     }
 
 
@@ -99,25 +102,33 @@ def _logits(lm: Decoder, tokens: np.ndarray, freqs: rope.Tables, picked: np.ndar
     return np.asarray(jax.jit(some)(lm.params, tokens[None], freqs), np.float64)
 
 
-def _theirs(model: Any, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """transformers' logits f64[picked, V], NLL f64[n-1], and its cosines [n, R/2]."""
+def _cos_error(model: Any, freqs: rope.Tables, name: str, exact: np.ndarray) -> float:
+    """How far transformers' cosines of a layer type are from exact ones [n, R/2], without the factor."""
+    import torch
+
+    by_type = [name] if isinstance(freqs, dict) else []
+    cos, _ = model.model.rotary_emb(torch.zeros(1), torch.arange(len(exact))[None], *by_type)
+    factor = (freqs[name] if isinstance(freqs, dict) else freqs).attention_factor
+    return float(np.abs(cos[0, :, : exact.shape[1]].numpy() - exact).max() / factor)
+
+
+def _theirs(model: Any, tokens: np.ndarray, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """transformers' logits f64[picked, V] and NLL f64[n-1]."""
     import torch
 
     ids = torch.as_tensor(tokens, dtype=torch.long)[None]
     hidden = model.model(ids, use_cache=False).last_hidden_state
-    cos, _ = model.model.rotary_emb(hidden, torch.arange(len(tokens))[None])
     nll = []
     for x, targets in zip(hidden[0, :-1].split(_TILE), ids[0, 1:].split(_TILE), strict=True):
         nll.append(torch.nn.functional.cross_entropy(model.lm_head(x), targets, reduction="none"))
     return (
         model.lm_head(hidden[0, picked]).double().numpy(),
         torch.cat(nll).double().numpy(),
-        cos[0, :, : cos.shape[-1] // 2].numpy(),
     )
 
 
 def _greedy(
-    lm: Decoder, spec: rope.RopeSpec, model: Any, tokens: np.ndarray, train_length: int, new_tokens: int
+    lm: Decoder, spec: rope.Specs, model: Any, tokens: np.ndarray, train_length: int, new_tokens: int
 ) -> dict[str, Any]:
     """Greedy output of both after the same prompt; how far apart our two best logits come on the way."""
     import torch
@@ -143,14 +154,17 @@ def _greedy(
     }
 
 
-def _injected(cos: np.ndarray, sin: np.ndarray) -> "torch.nn.Module":
+def _injected(exact: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "torch.nn.Module":
     """Our cosines and sines in the place of transformers' rotary module."""
     import torch
 
     class Injected(torch.nn.Module):
-        tables = tuple(torch.as_tensor(np.concatenate([x, x], axis=-1))[None] for x in (cos, sin))
+        tables = {
+            name: tuple(torch.as_tensor(np.concatenate([x, x], axis=-1))[None] for x in both)
+            for name, both in exact.items()
+        }
 
-        def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return self.tables
+        def forward(self, _: object, __: object, layer_type: str | None = None) -> tuple[torch.Tensor, ...]:
+            return next(iter(self.tables.values())) if layer_type is None else self.tables[layer_type]
 
     return Injected()

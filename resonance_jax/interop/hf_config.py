@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's LLaMA and Mistral <-> DecoderConfig and RopeSpec."""
+"""config.json of Hugging Face's families (interop.families) <-> DecoderConfig and RopeSpec."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,9 @@ from typing import Any
 
 from resonance_jax import rope
 from resonance_jax.files import read_json
+from resonance_jax.interop.families import FAMILIES, Family, family_of, read_types, types_keys
 from resonance_jax.model import DecoderConfig
+from resonance_jax.model.layer_types import rotated
 
 KEYS = {
     "vocab_size": "vocab_size",
@@ -19,31 +21,23 @@ KEYS = {
     "d_ff": "intermediate_size",
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
-    "window": "sliding_window",
 }
 """DecoderConfig's field -> config.json's key."""
 
-_ABSENT = {
-    "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-    "mistral": {
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-}
-"""What transformers assumes, by model_type, where config.json is silent."""
-
-_ONLY = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "quantization_config": None,
-    "layer_types": None,
-}
+_ONLY = {"attention_bias": False, "mlp_bias": False, "quantization_config": None}
 """Options of which the decoder computes one value."""
 
-_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+"""DecoderConfig.mlp -> the activation of its gate."""
+
+_NOT_COMPUTED = {
+    "vision_config": "a vision tower",
+    "audio_config": "an audio tower",
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+}
+"""Keys of what is not computed here, by what they state."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -57,27 +51,82 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
-    """The decoder and the encoding that a config.json states (transformers 4 or 5; LLaMA 1-3, Mistral).
+def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.Specs]:
+    """The decoder and the encoding that a config.json states, in transformers 4's or 5's layout.
 
-    Raises ValueError naming the key for another architecture, an option that the decoder does not compute
-    (biases, another activation, quantisation, mixed layer types), and a value that is missing or no number.
+    Where layer types have encodings of their own, these are LayerSpecs. Raises ValueError naming the key for
+    another architecture, an option that the decoder does not compute (other biases, another activation,
+    quantisation, experts, a vision tower), and a value that is missing or no number.
     """
-    family = hf.get("model_type")
-    if (
-        not isinstance(family, str)
-        or family not in _CLASSES
-        or hf.get("architectures") not in (None, [], [_CLASSES[family]])
-    ):
+    name = hf.get("model_type")
+    for key, what in _NOT_COMPUTED.items():
+        if hf.get(key):
+            raise ValueError(
+                f"config.json states {what} ({key}={shown(hf[key])}), which is not computed here."
+            )
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None or hf.get("architectures") not in (None, [], [family.kind]):
+        kinds = [each.kind for each in FAMILIES.values()]
         raise ValueError(
-            f"config.json states model_type={shown(family)}, architectures={shown(hf.get('architectures'))}; "
-            f"supported are {' and '.join(_CLASSES.values())}."
+            f"config.json states model_type={shown(name)}, architectures={shown(hf.get('architectures'))}; "
+            f"supported are {', '.join(kinds[:-1])} and {kinds[-1]}."
         )
-    for key, only in _ONLY.items():
+    activation = _ACTIVATIONS[str(family.fields.get("mlp", "swiglu"))]
+    for key, only in ({family.activation: activation} | _ONLY | dict(family.only)).items():
         if hf.get(key, only) not in (only, None):
             raise ValueError(
                 f"config.json states {key}={shown(hf[key])}, which is not supported; expected {shown(only)}."
             )
+    _refuse_partial(hf, family)
+    given = dict(family.absent) | {
+        key: hf[key] for key in hf if hf[key] is not None or key == "sliding_window"
+    }
+    if family.name == "LLaMA":
+        given["sliding_window"] = None  # transformers' LLaMA has no window, whatever the file says
+    if hf.get("num_key_value_heads", 1) is None or given.get("num_key_value_heads") is None:
+        given["num_key_value_heads"] = given.get("num_attention_heads")
+    if given.get("head_dim") is None:
+        heads = _number(given, "num_attention_heads")
+        given["head_dim"] = _number(given, "hidden_size") // heads
+    fields = {field: _number(given, key) for field, key in KEYS.items()}
+    for key in ("query_pre_attn_scalar", "sliding_window_pattern", "no_rope_layer_interval"):
+        if key in family.absent:
+            _number(given, key)
+    if family.slides is None and given.get("sliding_window") is not None:
+        _number(given, "sliding_window")
+    types = read_types(family, given)
+    same = len(set(types)) == 1 and types[0].rope
+    config = DecoderConfig(
+        **fields,
+        **family.fields,
+        **family.more(given),
+        window=types[0].window if same else None,
+        layer_types=None if same else types,
+    )
+    return config, rope.specs_from_hf(_with_bases(hf, family, given), rotated(config.types))
+
+
+def _with_bases(hf: dict[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json with what its family assumes of the RoPE filled in, where it is silent."""
+    silent = {key: given[key] for key in ("head_dim",) if key in family.absent}
+    parameters = hf.get("rope_parameters") or {}
+    by_type = isinstance(parameters, Mapping) and any(isinstance(own, Mapping) for own in parameters.values())
+    if by_type:
+        bases = {rope.FULL: "rope_theta", rope.SLIDING: "rope_local_base_freq"}
+        assumed = {name: {"rope_theta": given[key]} for name, key in bases.items() if key in family.absent}
+        stated = {
+            name: {**assumed.get(name, {}), **own} if isinstance(own, Mapping) else own
+            for name, own in parameters.items()
+        }
+        return {**hf, **silent, "rope_parameters": stated}
+    for key in ("rope_theta", "rope_local_base_freq"):
+        if key in family.absent and key not in (parameters if isinstance(parameters, Mapping) else {}):
+            silent[key] = given[key]
+    return {**hf, **silent}
+
+
+def _refuse_partial(hf: dict[str, Any], family: Family) -> None:
+    """Raise ValueError where a part of each head would be rotated by some programs only."""
     for where in (hf, hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
         if not isinstance(where, Mapping) or where.get("rope_type") == "proportional":
             continue  # whose own option it is, and whole heads are rotated
@@ -85,22 +134,9 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.RopeSpec]:
         if partial not in (None, 1):
             raise ValueError(
                 f"config.json states partial_rotary_factor={shown(partial)}, but transformers' "
-                f"{_CLASSES[family]} rotates whole heads whatever it says, and other software rotates a "
+                f"{family.kind} rotates whole heads whatever it says, and other software rotates a "
                 "part: take the key out to rotate whole heads."
             )
-    given = _ABSENT[family] | hf
-    if family == "llama":
-        given["sliding_window"] = None  # transformers' LLaMA has no window, whatever the file says
-    if given.get("num_key_value_heads") is None:
-        given["num_key_value_heads"] = given.get("num_attention_heads")
-    if given.get("head_dim") is None:
-        heads = _number(given, "num_attention_heads")
-        given["head_dim"] = _number(given, "hidden_size") // heads
-    fields = {
-        field: given[key] if key == "sliding_window" and given[key] is None else _number(given, key)
-        for field, key in KEYS.items()
-    }
-    return DecoderConfig(**fields), rope.from_hf(hf)
 
 
 def shown(value: object) -> str:
@@ -139,31 +175,33 @@ def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) ->
     """A config.json that transformers reads as this decoder.
 
     encoding: the keys that state the RoPE (rope.to_hf, rope.to_longrope). dtype: of the stored weights.
-    Raises ValueError naming the field that Hugging Face's LLaMA and Mistral cannot express.
+    Raises ValueError naming the field that none of Hugging Face's families can express.
     """
     for field, only in (
-        ("layer_types", (None,)),
-        ("mlp", ("swiglu",)),
+        ("mlp", tuple(_ACTIVATIONS)),
         ("rope_layout", ("half",)),
-        ("attention_scale", (None, config.head_dim**-0.5)),
         ("head_scale", (None, 1.0)),
     ):
-        if getattr(config, field) not in only:
-            raise ValueError(
-                f"Hugging Face's LLaMA and Mistral have no {field}={getattr(config, field)!r}; "
-                f"expected {only[0]!r}."
-            )
-    # transformers' LlamaConfig refuses sizes that the number of heads does not divide; Mistral's does not.
-    plain = config.window is None and config.d_model % config.n_heads == 0
-    family = "llama" if plain else "mistral"
-    stated = {key: getattr(config, field) for field, key in KEYS.items()}
-    if plain:
-        del stated["sliding_window"]
+        _refuse_other(config, field, only)
+    name = family_of(config)
+    family = FAMILIES[name]
+    if "query_pre_attn_scalar" not in family.absent:
+        _refuse_other(config, "attention_scale", (None, config.head_dim**-0.5))
+        _refuse_other(config, "embed_scale", (None, 1.0))
     return {
-        "architectures": [_CLASSES[family]],
-        "model_type": family,
-        **stated,
-        "hidden_act": "silu",
+        "architectures": [family.kind],
+        "model_type": name,
+        **{key: getattr(config, field) for field, key in KEYS.items()},
+        **types_keys(family, config),
+        **family.more_keys(config),
+        family.activation: _ACTIVATIONS[config.mlp],
         "torch_dtype": dtype,
         **encoding,
     }
+
+
+def _refuse_other(config: DecoderConfig, field: str, only: tuple) -> None:
+    if getattr(config, field) not in only:
+        raise ValueError(
+            f"Hugging Face's models have no {field}={getattr(config, field)!r}; expected {only[0]!r}."
+        )

@@ -26,8 +26,8 @@ from resonance_jax.model import Decoder
 def save_hf(
     lm: Decoder,
     path: str | Path,
-    rope: encodings.RopeSpec | None = None,
-    freqs: encodings.Frequencies | None = None,
+    rope: encodings.Specs | None = None,
+    freqs: encodings.Tables | None = None,
     length: int | None = None,
     max_shard_bytes: int = 5_000_000_000,
     extra: Mapping[str, Any] | None = None,
@@ -58,7 +58,7 @@ def save_hf(
 
     Raises:
         ValueError: the directory is not empty; no encoding is stated or given; something that Hugging
-            Face's LLaMA and Mistral cannot express.
+            Face's families cannot express.
         OSError: the disk is full.
     """
     folder = Path(path)

@@ -1,4 +1,4 @@
-"""Weights under Hugging Face's names for LLaMA and Mistral: one table of names, read in both directions.
+"""Weights under Hugging Face's names for its families: one table of names, read in both directions.
 
 Reading is streamed: each parameter is filled a few megabytes at a time from the memory-mapped files,
 straight into the part of it that a device holds. Nothing is ever unpickled.
@@ -25,11 +25,18 @@ from resonance_jax.parallel.mesh import sharding
 NAMES: dict[str, tuple[str, bool]] = {
     "embed": ("model.embed_tokens.weight", False),
     "layers/attn_norm": ("model.layers.{layer}.input_layernorm.weight", False),
+    "layers/attn_post_norm": ("model.layers.{layer}.post_attention_layernorm.weight", False),
     "layers/q": ("model.layers.{layer}.self_attn.q_proj.weight", True),
     "layers/k": ("model.layers.{layer}.self_attn.k_proj.weight", True),
     "layers/v": ("model.layers.{layer}.self_attn.v_proj.weight", True),
     "layers/o": ("model.layers.{layer}.self_attn.o_proj.weight", True),
+    "layers/q_bias": ("model.layers.{layer}.self_attn.q_proj.bias", False),
+    "layers/k_bias": ("model.layers.{layer}.self_attn.k_proj.bias", False),
+    "layers/v_bias": ("model.layers.{layer}.self_attn.v_proj.bias", False),
+    "layers/q_norm": ("model.layers.{layer}.self_attn.q_norm.weight", False),
+    "layers/k_norm": ("model.layers.{layer}.self_attn.k_norm.weight", False),
     "layers/mlp_norm": ("model.layers.{layer}.post_attention_layernorm.weight", False),
+    "layers/mlp_post_norm": ("model.layers.{layer}.post_feedforward_layernorm.weight", False),
     "layers/gate": ("model.layers.{layer}.mlp.gate_proj.weight", True),
     "layers/up": ("model.layers.{layer}.mlp.up_proj.weight", True),
     "layers/down": ("model.layers.{layer}.mlp.down_proj.weight", True),
@@ -40,6 +47,9 @@ NAMES: dict[str, tuple[str, bool]] = {
 
 A name with {layer} is one tensor a layer; ours are stacked on axis 0."""
 
+_BETWEEN_FOUR = "model.layers.{layer}.pre_feedforward_layernorm.weight"
+"""The MLP's own norm where what attention adds is normed too, which has its name otherwise."""
+
 _DERIVED = (
     ".rotary_emb."  # tables that some checkpoints hold too (inv_freq, cos_cached, …): the config states them
 )
@@ -48,12 +58,17 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 _BLOCK_BYTES = 1 << 24
 
 
+def name_of(path: str, post_norms: bool) -> tuple[str, bool]:
+    """The entry of NAMES for a decoder with or without post_norms."""
+    return (_BETWEEN_FOUR, False) if post_norms and path == "layers/mlp_norm" else NAMES[path]
+
+
 def tensors(config: DecoderConfig) -> dict[str, tuple[str, int | None, tuple[int, ...]]]:
     """Every tensor that Hugging Face stores for a decoder: name -> (our path, layer, shape there)."""
     found: dict[str, tuple[str, int | None, tuple[int, ...]]] = {}
 
     def visit(path: str, parameter: Parameter) -> None:
-        template, transposed = NAMES[path]
+        template, transposed = name_of(path, config.post_norms)
         stacked = "{layer}" in template
         shape = parameter.shape[1:] if stacked else parameter.shape
         for layer in range(config.n_layers) if stacked else (None,):
@@ -68,9 +83,9 @@ def load_hf(
 ) -> Decoder:
     """A decoder from a checkpoint: a Hugging Face directory, a GGUF file, or the name of a packaged one.
 
-    LLaMA 1 to 3 and Mistral; safetensors in float32, bfloat16 or float16, one file or an indexed set, or any
-    quantised type that `gguf` dequantises. `lm.rope` is the RopeSpec that the checkpoint states,
-    `lm.context_length` its max_position_embeddings, `lm.source` the path.
+    The families of interop.families; safetensors in float32, bfloat16 or float16, one file or an indexed
+    set, or any quantised type that `gguf` dequantises. `lm.rope` is what the checkpoint states, a RopeSpec
+    or LayerSpecs, `lm.context_length` its max_position_embeddings, `lm.source` the path.
 
     Args:
         path: the checkpoint (interop.open_checkpoint).
@@ -100,6 +115,7 @@ def load_params(
     """The params pytree of load_hf, in config.dtype, for a config that is already known."""
     dtype, held = real_dtype(config.dtype), checkpoint.tensors()
     _check(checkpoint.path, held, config)
+    names = {path: name_of(path, config.post_norms) for path in NAMES}
 
     def leaf(path: str, parameter: Parameter) -> jax.Array:
         parts = {}
@@ -108,7 +124,7 @@ def load_params(
             assert index is not None  # the index of an array's part never is
             ranges = tuple(s.indices(n)[:2] for s, n in zip(index, parameter.shape, strict=True))
             if ranges not in parts:  # replicas share one reading
-                parts[ranges] = _read(held, path, ranges, dtype, checkpoint.path if finite else None)
+                parts[ranges] = _read(held, names[path], ranges, dtype, checkpoint.path if finite else None)
             return parts[ranges]
 
         if mesh is None:
@@ -166,16 +182,16 @@ def _check_tied(path: Path, held: Mapping[str, TensorSlice]) -> None:
 
 def _read(
     held: Mapping[str, TensorSlice],
-    path: str,
+    named: tuple[str, bool],
     ranges: tuple[tuple[int, int], ...],
     dtype: np.dtype,
     finite: Path | None,
 ) -> np.ndarray:
-    """The part `ranges`, (start, stop) per axis, of the parameter `path`.
+    """The part `ranges`, (start, stop) per axis, of the parameter that `named`, an entry of NAMES, is for.
 
     finite: the checkpoint to name where a number is not finite; None: do not look.
     """
-    template, transposed = NAMES[path]
+    template, transposed = named
     out = _pages([stop - start for start, stop in ranges], dtype)
     stacked = "{layer}" in template
     for layer in range(*ranges[0]) if stacked else (None,):

@@ -22,8 +22,16 @@ from resonance_jax.interop.parity_result import BINS, FLOAT32, FLOAT64, PARTS, P
 from resonance_jax.interop.torch_llama import TorchLlama
 from resonance_jax.interop.torch_rope import TorchTable
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder import Decoder, Params, forward, head, hidden_states
-from resonance_jax.model.decoder_layer import layer, rms_norm
+from resonance_jax.model.decoder import (
+    Decoder,
+    Params,
+    embedded,
+    final_norm,
+    forward,
+    head,
+    hidden_states,
+)
+from resonance_jax.model.decoder_layer import layer
 from resonance_jax.model.layer_types import LayerType
 from resonance_jax.model.loss import linear_cross_entropy
 from resonance_jax.model.stack import turns
@@ -33,7 +41,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 def parity(
     path: str | Path,
-    spec: rope.RopeSpec | Sequence[rope.RopeSpec] | None = None,
+    spec: rope.Specs | Sequence[rope.Specs] | None = None,
     lengths: Iterable[int] | None = None,
     dtype: str | Sequence[str] = "float64",
     *,
@@ -45,7 +53,7 @@ def parity(
     """Run our decoder and transformers' on the same tokens and compare every part of them.
 
     Args:
-        path: a Hugging Face LLaMA or Mistral directory, which our decoder reads.
+        path: a Hugging Face directory, which our decoder reads.
         spec: encodings to compare under; None: each side takes what its own config.json states.
         lengths: in positions; by default half, once and eight times the training length.
         dtype: one or more of DTYPES. float64 is decided at FLOAT64, float32 at FLOAT32 under the highest
@@ -63,7 +71,13 @@ def parity(
     if not dtypes or set(dtypes) - set(DTYPES):
         raise ValueError(f"unknown dtype among {dtypes}; expected {', '.join(DTYPES)}.")
     _, stated = from_hf_config(read_config(Path(path)))
-    specs = [stated] if spec is None else [spec] if isinstance(spec, rope.RopeSpec) else list(spec)
+    specs = (
+        [stated]
+        if spec is None
+        else [spec]
+        if isinstance(spec, rope.RopeSpec | rope.LayerSpecs)
+        else list(spec)
+    )
     if lengths is None:
         trained = specs[0].train_length or stated.train_length
         if trained is None:
@@ -96,8 +110,8 @@ def parity(
 def _compare(
     lm: Decoder,
     theirs: TorchLlama,
-    spec: rope.RopeSpec,
-    given: rope.RopeSpec | None,
+    spec: rope.Specs,
+    given: rope.Specs | None,
     tokens: Int32[np.ndarray, "B T"],
     dtype: str,
     gradients: bool,
@@ -105,27 +119,42 @@ def _compare(
     """The comparison of one encoding at one length. given: None where PyTorch reads its own config."""
     length = tokens.shape[1]
     freqs = rope.frequencies(spec, length)
-    if given is None:
-        table = torch_rope.transformers_table(theirs.config, length)
-    else:
-        table = torch_rope.table(given, length)
+    tables = _their_tables(theirs, given, list(freqs) if isinstance(freqs, dict) else None, length)
     here = functools.partial(Tap, spec.title, length, dtype)
     taps: list[Tap] = []
-    if dtype != "bfloat16":
+    for name, table in tables.items() if dtype != "bfloat16" else ():
+        own = freqs[name] if isinstance(freqs, dict) else freqs
         stated = np.asarray(table.inv_freq), np.asarray(table.attention_factor, np.float64)
-        ours = freqs.inv_freq64, np.asarray(freqs.attention_factor, np.float64)
+        ours = own.inv_freq64, np.asarray(own.attention_factor, np.float64)
         names, relative = (f"inv_freq ({table.source})", "attention factor"), (table.rtol, 1e-6)
-        for name, a, b, rtol in zip(names, ours, stated, relative, strict=True):
+        for label, a, b, rtol in zip(names, ours, stated, relative, strict=True):
             gap = np.abs(a - b) / np.maximum(np.abs(b), np.finfo(np.float64).tiny)
-            taps.append(here("-", name, float(gap.max()), _size(b), rtol, not _close(a, b, rtol=rtol)))
-    cos, sin = (np.asarray(x) for x in rope.cos_sin(freqs, np.arange(length), _wide(dtype)))
-    expected = dict(theirs.run(tokens, (cos, sin), gradients))
+            taps.append(here("-", label, float(gap.max()), _size(b), rtol, not _close(a, b, rtol=rtol)))
+    exact = {
+        name: (np.asarray(cos), np.asarray(sin))
+        for name, (cos, sin) in turns(lm.config, freqs, np.arange(length), _wide(dtype)).items()
+    }
+    expected = dict(theirs.run(tokens, exact, gradients))
     for precision in ("highest",) if dtype != "float32" else ("highest", "default"):
         with jax.default_matmul_precision(precision):
             for name, value in our_taps(lm, tokens, freqs, gradients):
                 tap = _tap(name, np.asarray(value), expected[name], dtype, precision == "highest")
                 taps.append(here(precision, *tap))
-    return taps, [_phases(theirs, spec, table, tokens, expected["logits"])] if dtype == "float32" else []
+    if dtype != "float32":
+        return taps, []
+    return taps, [_phases(theirs, spec.title, exact, tables, tokens, expected["logits"])]
+
+
+def _their_tables(
+    theirs: TorchLlama, given: rope.Specs | None, types: Sequence[str] | None, length: int
+) -> dict[str, TorchTable]:
+    """PyTorch's tables: of its own config, or of what is given; by layer type, or one under no name."""
+    if given is None:
+        read = functools.partial(torch_rope.transformers_table, theirs.config, length)
+        return {"": read()} if types is None else {name: read(name) for name in types}
+    if isinstance(given, rope.LayerSpecs):
+        return {name: torch_rope.table(own, length) for name, own in given.items()}
+    return {"": torch_rope.table(given, length)}
 
 
 def our_taps(
@@ -137,14 +166,14 @@ def our_taps(
     """
     config, params = lm.config, lm.params
     dtype = params["embed"].dtype
-    x = params["embed"][tokens]
+    x = embedded(config, params["embed"], tokens, dtype)
     yield "embedding", x
     angles = turns(config, freqs, np.arange(tokens.shape[1]), _wide(dtype))
     for i, kind in enumerate(config.types):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
         x, taps = _layer(config, kind, own, x, *angles.get(kind.name, (None, None)))
         yield from ((f"layer {i} {name}", taps[name]) for name in PARTS)
-    yield "norm", rms_norm(x, params["final_norm"], config.norm_eps)
+    yield "norm", final_norm(config, params, x)
     yield "logits", _logits(config, params, tokens, freqs)
     loss, grads = _loss(config, params, tokens, freqs, gradients)
     yield "loss", loss
@@ -245,15 +274,21 @@ def _tolerance(name: str, size: float, dtype: str) -> float | None:
 
 def _phases(
     theirs: TorchLlama,
-    spec: rope.RopeSpec,
-    table: TorchTable,
+    title: str,
+    exact: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    tables: Mapping[str, TorchTable],
     tokens: Int32[np.ndarray, "B T"],
     logits: Float[np.ndarray, "B T V"],
 ) -> Phases:
     """How far PyTorch's own float32 phases are from exact ones, and what that does to the logits."""
     length = tokens.shape[1]
-    own = torch_rope.cos_sin(table, length)
-    exact = rope.cos_sin(rope.frequencies(spec, length), np.arange(length))
-    gap = max(float(np.abs(a - np.asarray(b)).max()) for a, b in zip(own, exact, strict=True))
+    made = {name: torch_rope.cos_sin(table, length) for name, table in tables.items()}
+    own = {name: made[name if name in made else ""] for name in exact}
+    gaps = [
+        float(np.abs(a - np.asarray(b)).max())
+        for name, both in exact.items()
+        for a, b in zip(own[name], both, strict=True)
+    ]
     moved = dict(theirs.run(tokens, own))["logits"]
-    return Phases(spec.title, length, table.source, gap, float(np.abs(moved - logits).max()))
+    source = next(iter(tables.values())).source
+    return Phases(title, length, source, max(gaps, default=0.0), float(np.abs(moved - logits).max()))

@@ -1,13 +1,15 @@
-"""transformers' LLaMA and Mistral run layer by layer, in any precision, under cosines that are handed in."""
+"""transformers' decoders (interop.families) layer by layer, in any precision, under given cosines."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+
+from resonance_jax.interop.torch_float64 import raise_to_float64
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 class TorchLlama:
     """A checkpoint in unmodified transformers code, and what every part of it computes.
 
-    path: a Hugging Face directory. dtype: "float64", "float32" or "bfloat16". In float64 transformers' norms,
-    which always compute in float32, are replaced by torch's own.
+    path: a Hugging Face directory. dtype: "float64", "float32" or "bfloat16". In float64 what transformers
+    always computes in float32 is raised (torch_float64).
     """
 
     def __init__(self, path: str | Path, dtype: str) -> None:
@@ -30,31 +32,20 @@ class TorchLlama:
         ).eval()
         self.config = self.model.config
         if dtype == "float64":
-            self._norms_in_float64()
-
-    def _norms_in_float64(self) -> None:
-        import torch
-
-        for block in (self.model.model, *self.model.model.layers):
-            for name, child in list(block.named_children()):
-                if name.endswith("norm"):
-                    size = child.weight.shape[0]
-                    norm = torch.nn.RMSNorm(size, eps=child.variance_epsilon, dtype=torch.float64)
-                    norm.weight = child.weight
-                    setattr(block, name, norm)
+            raise_to_float64(self.model)
 
     def run(
         self,
         tokens: np.ndarray,
-        tables: tuple[np.ndarray, np.ndarray] | None,
+        tables: Mapping[str, tuple[np.ndarray, np.ndarray]] | None,
         gradients: bool = False,
     ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, value) of every part, in the order of computation.
 
-        tokens: i32[B, T]. tables: cos and sin [T, R/2], taken as they are; None: transformers' own. Names:
-        "embedding", "layer 0 q", "… k" (after rotation, [B, T, N or K, H]), "… attention", "… mlp" (what is
-        added to the stream), "… residual" [B, T, D], "norm", "logits", "loss" (mean NLL in nats), and with
-        gradients "gradient of NAME", transposed as transformers stores it.
+        tokens: i32[B, T]. tables: cos and sin [T, R/2] by layer type, taken as they are; None: its own.
+        Names: "embedding", "layer 0 q", "… k" (as they meet, [B, T, N or K, H]), "… attention", "… mlp"
+        (before a norm of their own, if they have one), "… residual" [B, T, D], "norm", "logits", "loss" (mean
+        NLL in nats), and with gradients "gradient of NAME", transposed as transformers stores it.
         """
         import torch
 
@@ -100,7 +91,11 @@ class TorchLlama:
             )
         hook(inner.norm, "norm")
         source = sys.modules[type(inner).__module__]
-        rotate, layers = source.apply_rotary_pos_emb, iter(range(len(inner.layers)))
+        turning = getattr(self.config, "no_rope_layers", None) or [1] * len(inner.layers)
+        for i, layer in enumerate(inner.layers):
+            if not turning[i]:  # q and k as they are projected
+                hooks += [self._projected(layer.self_attn, part, found, f"layer {i} {part}") for part in "qk"]
+        rotate, layers = source.apply_rotary_pos_emb, (i for i, turns in enumerate(turning) if turns)
 
         def recorded(*arguments: object, **options: object) -> "tuple[torch.Tensor, torch.Tensor]":
             q, k = rotate(*arguments, **options)
@@ -115,18 +110,25 @@ class TorchLlama:
             for one in hooks:
                 one.remove()
 
+    @staticmethod
+    def _projected(attention: "torch.nn.Module", part: str, found: dict, name: str) -> Any:
+        """A hook that keeps the queries or keys of a layer that does not rotate them, head by head."""
+        keep = lambda _, __, out: found.__setitem__(name, out.unflatten(-1, (-1, attention.head_dim)))
+        return getattr(attention, f"{part}_proj").register_forward_hook(keep)
+
     @contextmanager
-    def _injected(self, tables: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
+    def _injected(self, tables: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Iterator[None]:
         """cos and sin of ours in the place of transformers' rotary module."""
         import torch
 
         dtype = self.model.dtype
-        both = [torch.as_tensor(np.concatenate([x, x], axis=-1))[None].to(dtype) for x in tables]
+        twice = lambda x: torch.as_tensor(np.concatenate([x, x], axis=-1))[None].to(dtype)
+        made = {name: [twice(x) for x in both] for name, both in tables.items()}
         own = self.model.model.rotary_emb
 
         class Injected(torch.nn.Module):
-            def forward(self, *_: object, **__: object) -> list[torch.Tensor]:
-                return both
+            def forward(self, _: object, __: object, layer_type: str | None = None) -> list[torch.Tensor]:
+                return next(iter(made.values())) if layer_type is None else made[layer_type]
 
         self.model.model.rotary_emb = Injected()
         try:

@@ -47,11 +47,24 @@ def table(spec: rope.RopeSpec, length: int) -> TorchTable:
     return transformers_table(transformers.LlamaConfig(**fields), length)
 
 
-def transformers_table(config: "transformers.PreTrainedConfig", length: int) -> TorchTable:
-    """The table that transformers makes of a config, after one call with `length` positions."""
+def transformers_table(
+    config: "transformers.PreTrainedConfig", length: int, layer_type: str | None = None
+) -> TorchTable:
+    """The table that transformers makes of a config, after one call with `length` positions.
+
+    layer_type: which layers', where each type has its own.
+    """
     import torch
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    if layer_type is not None:
+        from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+
+        by_type = Gemma3RotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any with its fields
+        by_type(torch.zeros(1), torch.arange(length)[None], layer_type)
+        inv_freq = getattr(by_type, f"{layer_type}_inv_freq").double().numpy()
+        factor = float(getattr(by_type, f"{layer_type}_attention_scaling"))
+        return TorchTable(inv_freq, factor, f"transformers float32, {layer_type}", 2e-6)
     rotary = LlamaRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # any with its fields
     rotary(torch.zeros(1), torch.arange(length)[None])  # dynamic tables follow the longest position
     inv_freq = rotary.inv_freq.double().numpy()

@@ -4,7 +4,7 @@ import dataclasses
 
 from resonance_jax.model.layer_types import LayerType, of_every_layer
 
-_LATER = ("layer_types",)
+_LATER = ("layer_types", "qkv_bias", "qk_norm", "post_norms", "norm_offset", "embed_scale")
 """Fields that earlier versions did not have."""
 
 
@@ -19,7 +19,12 @@ class DecoderConfig:
         window: how many keys a query sees; None for all.
         layer_types: where layers differ: a pattern of LayerTypes that repeats over the depth, or one a layer.
             Each states its own window. None: every layer is the same.
-        mlp: "swiglu" (LLaMA) or "relu" (T5).
+        mlp: "swiglu" (LLaMA), "geglu" (Gemma, whose GELU is the tanh approximation) or "relu" (T5).
+        qkv_bias: queries, keys and values have a bias (Qwen2).
+        qk_norm: queries and keys are normed, head by head, before they are rotated (Qwen3, Gemma 3).
+        post_norms: what attention and the MLP add to the stream is normed first (Gemma 3).
+        norm_offset: added to the weight of every norm: 1 where a norm multiplies by 1 + w (Gemma 3).
+        embed_scale: multiplies the embedded tokens; None for 1 (Gemma 3 has sqrt(d_model)).
         rope_layout: which dims make a pair, "half" or "interleaved" (see rope.rotate).
         attention_scale: multiplies q.k; None for head_dim**-0.5 (T5 has 1).
         head_scale: multiplies the last hidden state; None for 1 (T5's tied head has d_model**-0.5).
@@ -47,6 +52,11 @@ class DecoderConfig:
     window: int | None = None
     layer_types: tuple[LayerType, ...] | None = None
     mlp: str = "swiglu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    embed_scale: float | None = None
     rope_layout: str = "half"
     attention_scale: float | None = None
     head_scale: float | None = None
@@ -75,7 +85,7 @@ class DecoderConfig:
                 f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}."
             )
         for name, allowed in (
-            ("mlp", ("swiglu", "relu")),
+            ("mlp", ("swiglu", "geglu", "relu")),
             ("rope_layout", ("half", "interleaved")),
             ("init", ("llama", "t5")),
             ("dtype", ("float32", "bfloat16", "float16", "float64")),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, Key, PRNGKeyArray, Shaped
 
 from resonance_jax import rope
@@ -73,6 +74,19 @@ def _check(
         cache.check(config, tokens, freqs)
 
 
+def embedded(
+    config: DecoderConfig, table: Float[Array, "V D"], tokens: Tokens, dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """The rows of the embedding in `dtype`, times embed_scale."""
+    x = table[tokens].astype(dtype)
+    return x if config.embed_scale is None else x * jnp.asarray(config.embed_scale, dtype)
+
+
+def final_norm(config: DecoderConfig, params: Weights, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    """The norm after the last layer."""
+    return rms_norm(x, params["final_norm"], config.norm_eps, config.norm_offset)
+
+
 def _hidden_states(
     config: DecoderConfig,
     params: Weights,
@@ -99,11 +113,11 @@ def _hidden_states(
     # Rows first, then the dtype: the gradient of a row adds up in the parameters' precision.
     # Of a table cut both ways the compiler would look up whole rows everywhere, and cut them afterwards.
     table = constrain(params["embed"], ("vocab", None))
-    x = constrain(table[tokens].astype(dtype), ACTIVATIONS)
+    x = constrain(embedded(config, table, tokens, dtype), ACTIVATIONS)
     x = dropout(x, config.dropout, keys[0])
 
     x, cache = run_stack(config, params["layers"], x, angles, segment_ids, cache, keys[1])
-    x = dropout(rms_norm(x, params["final_norm"], config.norm_eps), config.dropout, keys[2])
+    x = dropout(final_norm(config, params, x), config.dropout, keys[2])
     x = x if config.head_scale is None else x * jnp.asarray(config.head_scale, x.dtype)
     return x, None if cache is None else cache.advanced(tokens.shape[1])
 

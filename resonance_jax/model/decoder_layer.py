@@ -17,6 +17,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout, split
 from resonance_jax.model.layer_types import LayerType
 from resonance_jax.model.lora import Adapted
+from resonance_jax.model.parameters import GATED
 from resonance_jax.model.sequence import attention
 from resonance_jax.parallel.mesh import automatic_axes, constrain
 
@@ -26,16 +27,25 @@ Tap: TypeAlias = Callable[[str, Float[Array, "B T *rest"]], Float[Array, "B T *r
 """tap(name, value) -> value: sees, and may replace, a value inside a layer."""
 
 
-def rms_norm(x: Float[Array, "*rows D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*rows D"]:
-    """x / rms(x) * scale over the last axis, in promote_types(float32, x.dtype), returned in x.dtype.
+def rms_norm(
+    x: Float[Array, "*rows D"], scale: Float[Array, "D"], eps: float, offset: float = 0.0
+) -> Float[Array, "*rows D"]:
+    """x / rms(x) * (offset + scale) over the last axis, returned in x.dtype.
+
+    The norm is computed in promote_types(float32, x.dtype); so is the product with a scale that has an
+    offset, as Gemma does it.
 
     Args:
         x: any rows.
         scale: one factor per dim.
         eps: added to the mean square.
+        offset: added to the scale.
     """
     wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if offset:
+        factor = offset + scale.astype(wide.dtype)
+        return (normed * factor.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
     # HF's order: back to the activations' dtype before the scale.
     return normed.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
 
@@ -95,7 +105,8 @@ def layer(
         segment_ids: tokens see their own segment only.
         key: for dropout, in training.
         tap: called for "q" [B, T, N, H] and "k" [B, T, K, H] after rotation, and for "attention" and "mlp"
-            [B, T, D], which are added to the stream; used by the parity checks.
+            [B, T, D], which are added to the stream, normed first where the decoder does so; used by the
+            parity checks.
         attend: takes the place of attention; used by caches, which keep the keys.
         kind: the type of this layer; default: that of the first.
 
@@ -114,15 +125,23 @@ def layer(
             own = jax.random.fold_in(key, crc32(name.encode()))
         return dense(x, weight, own)
 
-    def norm(name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def norm(name: str, x: Float[Array, "B T *rest"]) -> Float[Array, "B T *rest"]:
         scale = p[name]
         assert not isinstance(scale, Adapted)
-        return rms_norm(x, scale, c.norm_eps)
+        return rms_norm(x, scale, c.norm_eps, c.norm_offset)
+
+    def heads(name: str, count: int) -> Float[Array, "B T N H"]:
+        out = linear(name, h)
+        if c.qkv_bias:
+            bias = p[f"{name}_bias"]
+            assert not isinstance(bias, Adapted)
+            out = out + bias.astype(out.dtype)[None, None]
+        return out.reshape(B, T, count, c.head_dim)
 
     h = norm("attn_norm", x)
-    q = linear("q", h).reshape(B, T, c.n_heads, c.head_dim)
-    k = linear("k", h).reshape(B, T, c.n_kv_heads, c.head_dim)
-    v = linear("v", h).reshape(B, T, c.n_kv_heads, c.head_dim)
+    q, k, v = heads("q", c.n_heads), heads("k", c.n_kv_heads), heads("v", c.n_kv_heads)
+    if c.qk_norm:
+        q, k = norm("q_norm", q), norm("k_norm", k)
     if attend is None:
         rate = 0.0 if key is None else c.dropout
         attend = functools.partial(attention, segment_ids=segment_ids, dropout=rate, key=keys[0])
@@ -138,11 +157,13 @@ def layer(
         kernel=c.kernel,
     )
     out = tap("attention", linear("o", out.reshape(B, T, -1)))
+    out = norm("attn_post_norm", out) if c.post_norms else out
     x = constrain(x + dropout(out, c.dropout, keys[1]), ACTIVATIONS)
     h = norm("mlp_norm", x)
-    if c.mlp == "swiglu":
-        h = jax.nn.silu(linear("gate", h)) * linear("up", h)
+    if c.mlp in GATED:
+        h = (jax.nn.silu if c.mlp == "swiglu" else jax.nn.gelu)(linear("gate", h)) * linear("up", h)
     else:
         h = dropout(jax.nn.relu(linear("up", h)), c.dropout, keys[2])
     out = tap("mlp", linear("down", h))
+    out = norm("mlp_post_norm", out) if c.post_norms else out
     return constrain(x + dropout(out, c.dropout, keys[3]), ACTIVATIONS)

@@ -19,6 +19,9 @@ from jaxtyping import Array, Float, Key
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.parallel.mesh import sharding
 
+GATED = ("swiglu", "geglu")
+"""MLPs with a gate."""
+
 Leaf = TypeVar("Leaf")
 
 
@@ -53,17 +56,19 @@ class Parameter:
     Attributes:
         shape: of the array, with the layers first where it has any.
         axes: the logical axis of each dimension (parallel.mesh.RULES).
-        std: standard deviation of the first values; 0 means ones (a norm's scale).
+        std: standard deviation of the first values; 0 means that all are `start`.
+        start: every first value where std is 0 (a norm's scale begins at 1, a bias at 0).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     std: float
+    start: float = 1.0
 
     def first(self, key: Key[Array, ""], dtype: DTypeLike) -> Float[Array, "..."]:
         """First values, drawn in float32 and rounded to `dtype`."""
         if self.std == 0:
-            return jnp.ones(self.shape, dtype)
+            return jnp.full(self.shape, self.start, dtype)
         return (self.std * jax.random.normal(key, self.shape, jnp.float32)).astype(dtype)
 
 
@@ -84,22 +89,32 @@ def declare(config: DecoderConfig) -> Tree[Parameter]:
     def weight(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Parameter:
         return Parameter(shape, axes, std.get(name, other))
 
+    def norm(*shape: int) -> Parameter:
+        return Parameter(shape, ("layers", "norm")[-len(shape) :], 0.0, 1.0 - c.norm_offset)
+
     layers = {
-        "attn_norm": Parameter((L, D), ("layers", "norm"), 0.0),
+        "attn_norm": norm(L, D),
         "q": weight("q", (L, D, queries), ("layers", "embed", "heads")),
         "k": weight("k", (L, D, keys), ("layers", "embed", "kv_heads")),
         "v": weight("v", (L, D, keys), ("layers", "embed", "kv_heads")),
         "o": weight("o", (L, queries, D), ("layers", "heads", "embed")),
-        "mlp_norm": Parameter((L, D), ("layers", "norm"), 0.0),
+        "mlp_norm": norm(L, D),
         "up": weight("up", (L, D, F), ("layers", "embed", "mlp")),
         "down": weight("down", (L, F, D), ("layers", "mlp", "embed")),
     }
-    if c.mlp == "swiglu":
+    if c.mlp in GATED:
         layers["gate"] = weight("gate", (L, D, F), ("layers", "embed", "mlp"))
+    if c.qkv_bias:
+        for name, size, axis in (("q", queries, "heads"), ("k", keys, "kv_heads"), ("v", keys, "kv_heads")):
+            layers[f"{name}_bias"] = Parameter((L, size), ("layers", axis), 0.0, 0.0)
+    if c.qk_norm:
+        layers |= {"q_norm": norm(L, c.head_dim), "k_norm": norm(L, c.head_dim)}
+    if c.post_norms:
+        layers |= {"attn_post_norm": norm(L, D), "mlp_post_norm": norm(L, D)}
     params: Tree[Parameter] = {
         "embed": weight("embed", (V, D), ("vocab", "embed")),
         "layers": layers,
-        "final_norm": Parameter((D,), ("norm",), 0.0),
+        "final_norm": norm(D),
     }
     if not c.tie_embeddings:
         params["head"] = weight("head", (D, V), ("embed", "vocab"))

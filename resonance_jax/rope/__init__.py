@@ -2,6 +2,7 @@
 
 from resonance_jax.rope.explanation import explain
 from resonance_jax.rope.hf import from_hf, to_hf, to_longrope
+from resonance_jax.rope.hf_layers import nested, specs_from_hf
 from resonance_jax.rope.integer_wavelengths import (
     critical_dimension,
     feature_gap,
@@ -38,6 +39,7 @@ __all__ = [
     "from_record",
     "main_spec",
     "named",
+    "nested",
     "resonance",
     "restate",
     "restate_for_length",
@@ -45,6 +47,7 @@ __all__ = [
     "same",
     "seen_twin",
     "specs_from_dict",
+    "specs_from_hf",
     "to_hf",
     "to_longrope",
     "to_record",

@@ -41,6 +41,8 @@ _TOP_LEVEL = (
     "rope_local_base_freq",
     "partial_rotary_factor",
     "resonance_rope",
+    "no_rope_layers",
+    "no_rope_layer_interval",
 )
 
 
@@ -137,11 +139,13 @@ def _spec(config: Config, parameters: Config, layer_type: str | None) -> RopeSpe
     if rope_type not in known:
         raise ValueError(f"unknown rope type {rope_type!r}; known are {', '.join(known)}.")
     method, stated_by, resonance = known[rope_type]
+    stated_flag = parameters.get("resonance_rope")  # of one layer type
+    parameters = {key: value for key, value in parameters.items() if key != "resonance_rope"}
     parameters = _known_keys(parameters, rope_type, stated_by.keys + _OF_EVERY_TYPE)
     for key, value in parameters.items():
         if value and key in stated_by.refused:
             raise ValueError(f"{rope_type} with {key}=true {stated_by.refused[key]}.")
-    flag = config.get("resonance_rope") or False
+    flag = stated_flag or config.get("resonance_rope") or False
     if not isinstance(flag, bool):
         raise ValueError(f"resonance_rope must be true or false, got {flag!r}.")
     top, inner = config.get("rope_theta"), parameters.get("rope_theta")

@@ -313,7 +313,7 @@ def test_defaults_are_those_of_transformers():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, 'model_type="qwen2".*supported are'),
+        ({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}, 'model_type="phi3".*supported are'),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias=true, which is not supported; expected false"),
         ({"mlp_bias": True}, "mlp_bias=true"),
