@@ -138,7 +138,8 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, 
 
 
 def config_of(given: dict, **changes) -> Config:
-    return with_options(CPU, **{**given, **changes})
+    """In this process, which has eight devices: micro-batches as they suit them."""
+    return with_options(CPU, **{**given, "micro": 0, **changes})
 
 
 def test_a_finished_run_says_so_and_goes_on_elsewhere(given, whole, capsys):
@@ -273,7 +274,9 @@ def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
     longest = {row["encoding"]: row["64"] for row in result["table"]}
     assert longest["YaRN, fine-tuned"] < 0.7 * longest["RoPE"]
     pairs = {(row["encoding"], row["minus"]): row["verdict"] for row in result["differences"]}
-    assert pairs["YaRN, fine-tuned", "YaRN"] == pairs["YaRN, fine-tuned", "RoPE"] == "better"
+    assert (
+        pairs["YaRN, fine-tuned", "YaRN"] == pairs["YaRN, fine-tuned", "RoPE"] == "one training: no verdict"
+    )
     assert ("Resonance YaRN, fine-tuned", "YaRN, fine-tuned") in pairs
     assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     for part in ("yarn", "resonance-yarn"):

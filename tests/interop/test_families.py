@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import evaluate, generate, interop, rope
+from resonance_jax.interop.export_check import check_export
 from resonance_jax.interop.families import FAMILIES
 from resonance_jax.interop.parity_check import parity
 from resonance_jax.model import LayerType, forward
@@ -285,7 +286,7 @@ def test_a_bias_and_norms_are_used(folder_of):
 
 def test_an_exported_gemma_is_checked_type_by_type(folder_of):
     """transformers under our phases is ours to the order of sums, under its own to what float32 loses."""
-    found = interop.export_check.check_export(folder_of("Gemma 3"), TOKENS[0], [12, 40], 16, new_tokens=8)
+    found = check_export(folder_of("Gemma 3"), TOKENS[0], [12, 40], 16, new_tokens=8)
     assert found["greedy"]["identical"]
     for row in found["rows"]:
         assert row["logits_alike"] < 1e-5 and row["cos_error"] < 1e-4
