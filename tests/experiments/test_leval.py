@@ -313,8 +313,8 @@ def test_the_answers_of_gsm100_may_be_longer(inputs, tmp_path):
 def test_a_document_is_read_once_for_its_questions(inputs, tmp_path, monkeypatch):
     """Long documents: every question goes on from a prefix, and says what it says when it is asked alone."""
     long = [{**record, "input": f"ship {i} " * 60} for i, record in enumerate(lines("tpo"))]
-    write(inputs / "long", {"tpo": long})
-    changes = {"tasks": ("tpo",), "batch_size": 2, "data": "long"}
+    write(inputs / "read-once", {"tpo": long})
+    changes = {"tasks": ("tpo",), "batch_size": 2, "data": "read-once"}
     asked = []
     whole = generate.generate
 
