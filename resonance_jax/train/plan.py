@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.loss import TILE
+from resonance_jax.model.parameters import declare
 from resonance_jax.parallel import memory
 from resonance_jax.parallel.mesh import AXES
 from resonance_jax.train import flops
@@ -128,6 +129,10 @@ def plan(
     tokens = max(1, micro // shards) * length // mesh["sequence"]
     stream = tokens * c.d_model * item
     layer = _one_layer(config, tokens, item, mesh)
+    if lora is not None and lora.dropout:
+        layer += _dropped(config, tokens, item, mesh["tensor"])
+    # Between micro-batches the compiler keeps what it casts of weights that never change.
+    cast = frozen * item // jnp.dtype(program.dtype).itemsize if accumulated == 2 else 0
     work = batch_size * length * (flops.per_token(config, length, lora) + _recomputed(config, length, lora))
     kind, capacity = chip
     peak = flops.peak(kind)
@@ -136,6 +141,7 @@ def plan(
         bytes={
             "parameters": parameters + frozen,
             "moments": moments,
+            **({"frozen weights, cast": cast} if cast else {}),
             "gradients": accumulated * parameters,
             "residual stream": c.n_layers * _kept(config, tokens, item, mesh["tensor"]),
             PASSING[0]: layer,
@@ -157,6 +163,17 @@ def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -
         heads = 2 * c.n_heads + 2 * c.n_kv_heads
         weights = 2 * item * c.d_model * (heads * c.head_dim + 3 * c.d_ff) // tensor
     return tokens * activations * item + weights
+
+
+def _dropped(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
+    """Bytes of what enters the adapters of one layer, each input dropped in its own way."""
+    inputs = {path.removeprefix("layers/"): p for path, p in adapters.flatten(declare(c)).items()}
+    wide = sum(
+        inputs[name].shape[1] // (tensor if name in ("o", "down") else 1)
+        for name in adapters.LINEAR
+        if name in inputs
+    )
+    return tokens * wide * item
 
 
 def _recomputed(c: DecoderConfig, length: int, lora: adapters.LoraConfig | None) -> float:

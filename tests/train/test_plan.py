@@ -1,10 +1,13 @@
 """The closed form against what XLA says it will take, and the paper's settings against the chips' memory."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from resonance_jax import model, rope, train
+from resonance_jax.files import read_json
 from resonance_jax.parallel import memory
 from resonance_jax.parallel.mesh import fill, make_mesh
 from resonance_jax.train.plan import chip, plan
@@ -76,3 +79,33 @@ def test_the_paper_s_7b_needs_more_than_one_chip():
 def test_a_chip_that_is_not_known():
     with pytest.raises(ValueError, match="there is no chip 'abacus'"):
         chip("abacus")
+
+
+COMPILED = Path(__file__).resolve().parents[2] / "results" / "tpu_compile"
+HELD = (
+    "llama2-7b_full_v5p-2x2x2_fsdp8_32768",
+    "llama2-7b_full_v5p-2x2x4_fsdp4-sequence4_131072",
+    "llama2-13b_full_v5p-2x2x4_fsdp16_16384",
+    "llama2-7b_lora_v6e-2x4_fsdp8_32768",
+    "llama3.1-8b_full_v5p-2x2x2_fsdp4-tensor2_8192",
+)
+
+
+def planned(found):
+    config = model.PRESETS[found["shape"]].replace(dtype="bfloat16", remat=found["remat"])
+    lora = train.LoraConfig() if found["lora"] else None
+    kind = chip(found["slice"].partition(":")[0])
+    return plan(config, ONE | found["mesh"], found["rows"], found["length"], found["micro"], lora, kind)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_within_a_tenth_of_what_the_tpu_s_compiler_says(name):
+    found = read_json(COMPILED / f"{name}.json")
+    assert found["fits"] and planned(found).fits
+    assert planned(found).total == pytest.approx(found["peak_bytes"], rel=0.1)
+
+
+def test_no_verdict_that_the_tpu_s_compiler_contradicts():
+    reports = [read_json(path) for path in sorted(COMPILED.glob("*.json"))]
+    assert len(reports) >= 10 and not all(found["fits"] for found in reports)
+    assert [found["slice"] for found in reports if planned(found).fits != found["fits"]] == []
