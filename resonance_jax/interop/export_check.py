@@ -158,13 +158,15 @@ def _injected(exact: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "torch.nn.M
     """Our cosines and sines in the place of transformers' rotary module."""
     import torch
 
-    class Injected(torch.nn.Module):
-        tables = {
-            name: tuple(torch.as_tensor(np.concatenate([x, x], axis=-1))[None] for x in both)
-            for name, both in exact.items()
-        }
+    tables = {
+        name: tuple(torch.as_tensor(np.concatenate([x, x], axis=-1))[None] for x in both)
+        for name, both in exact.items()
+    }
 
-        def forward(self, _: object, __: object, layer_type: str | None = None) -> tuple[torch.Tensor, ...]:
-            return next(iter(self.tables.values())) if layer_type is None else self.tables[layer_type]
+    class Injected(torch.nn.Module):
+        def forward(
+            self, x: object, position_ids: object, layer_type: str | None = None
+        ) -> tuple[torch.Tensor, ...]:
+            return next(iter(tables.values())) if layer_type is None else tables[layer_type]
 
     return Injected()
