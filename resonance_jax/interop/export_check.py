@@ -164,7 +164,9 @@ def _injected(exact: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "torch.nn.M
     }
 
     class Injected(torch.nn.Module):
-        def forward(self, _: object, __: object, layer_type: str | None = None) -> tuple[torch.Tensor, ...]:
+        def forward(
+            self, x: object, position_ids: object, layer_type: str | None = None
+        ) -> tuple[torch.Tensor, ...]:
             return next(iter(tables.values())) if layer_type is None else tables[layer_type]
 
     return Injected()

@@ -13,6 +13,9 @@ import numpy as np
 from resonance_jax.model import DecoderConfig, LayerType
 from resonance_jax.rope import FULL, SLIDING
 
+ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+"""DecoderConfig.mlp -> the activation of its gate."""
+
 WITHOUT_ROPE = "_without_rope"
 """Ends the names of layer types that do not rotate."""
 
@@ -198,6 +201,8 @@ def family_of(config: DecoderConfig) -> str:
 
     Raises ValueError naming what no family here has.
     """
+    for field, only in (("mlp", tuple(ACTIVATIONS)), ("rope_layout", ("half",)), ("head_scale", (None, 1.0))):
+        refuse_other(config, field, only)
     fields = ("mlp", "qkv_bias", "qk_norm", "post_norms", "norm_offset")
     plain = {field.name: field.default for field in dataclasses.fields(DecoderConfig)}
     alike = [
@@ -216,3 +221,11 @@ def family_of(config: DecoderConfig) -> str:
         return "smollm3"
     # transformers' LlamaConfig refuses sizes that the number of heads does not divide; Mistral's does not.
     return "llama" if config.window is None and config.d_model % config.n_heads == 0 else "mistral"
+
+
+def refuse_other(config: DecoderConfig, field: str, only: tuple) -> None:
+    """Raise ValueError where a field has another value than those that Hugging Face's models can have."""
+    if getattr(config, field) not in only:
+        raise ValueError(
+            f"Hugging Face's models have no {field}={getattr(config, field)!r}; expected {only[0]!r}."
+        )

@@ -7,7 +7,15 @@ from typing import Any
 
 from resonance_jax import rope
 from resonance_jax.files import read_json
-from resonance_jax.interop.families import FAMILIES, Family, family_of, read_types, types_keys
+from resonance_jax.interop.families import (
+    ACTIVATIONS,
+    FAMILIES,
+    Family,
+    family_of,
+    read_types,
+    refuse_other,
+    types_keys,
+)
 from resonance_jax.model import DecoderConfig
 from resonance_jax.model.layer_types import rotated
 
@@ -26,9 +34,6 @@ KEYS = {
 
 _ONLY = {"attention_bias": False, "mlp_bias": False, "quantization_config": None}
 """Options of which the decoder computes one value."""
-
-_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
-"""DecoderConfig.mlp -> the activation of its gate."""
 
 _NOT_COMPUTED = {
     "vision_config": "a vision tower",
@@ -71,7 +76,7 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.Specs]:
             f"config.json states model_type={shown(name)}, architectures={shown(hf.get('architectures'))}; "
             f"supported are {', '.join(kinds[:-1])} and {kinds[-1]}."
         )
-    activation = _ACTIVATIONS[str(family.fields.get("mlp", "swiglu"))]
+    activation = ACTIVATIONS[str(family.fields.get("mlp", "swiglu"))]
     for key, only in ({family.activation: activation} | _ONLY | dict(family.only)).items():
         if hf.get(key, only) not in (only, None):
             raise ValueError(
@@ -177,31 +182,18 @@ def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) ->
     encoding: the keys that state the RoPE (rope.to_hf, rope.to_longrope). dtype: of the stored weights.
     Raises ValueError naming the field that none of Hugging Face's families can express.
     """
-    for field, only in (
-        ("mlp", tuple(_ACTIVATIONS)),
-        ("rope_layout", ("half",)),
-        ("head_scale", (None, 1.0)),
-    ):
-        _refuse_other(config, field, only)
     name = family_of(config)
     family = FAMILIES[name]
     if "query_pre_attn_scalar" not in family.absent:
-        _refuse_other(config, "attention_scale", (None, config.head_dim**-0.5))
-        _refuse_other(config, "embed_scale", (None, 1.0))
+        refuse_other(config, "attention_scale", (None, config.head_dim**-0.5))
+        refuse_other(config, "embed_scale", (None, 1.0))
     return {
         "architectures": [family.kind],
         "model_type": name,
         **{key: getattr(config, field) for field, key in KEYS.items()},
         **types_keys(family, config),
         **family.more_keys(config),
-        family.activation: _ACTIVATIONS[config.mlp],
+        family.activation: ACTIVATIONS[config.mlp],
         "torch_dtype": dtype,
         **encoding,
     }
-
-
-def _refuse_other(config: DecoderConfig, field: str, only: tuple) -> None:
-    if getattr(config, field) not in only:
-        raise ValueError(
-            f"Hugging Face's models have no {field}={getattr(config, field)!r}; expected {only[0]!r}."
-        )

@@ -127,7 +127,9 @@ class TorchLlama:
         own = self.model.model.rotary_emb
 
         class Injected(torch.nn.Module):
-            def forward(self, _: object, __: object, layer_type: str | None = None) -> list[torch.Tensor]:
+            def forward(
+                self, x: object, position_ids: object, layer_type: str | None = None
+            ) -> list[torch.Tensor]:
                 return next(iter(made.values())) if layer_type is None else made[layer_type]
 
         self.model.model.rotary_emb = Injected()

@@ -300,7 +300,7 @@ BAD = [
     ),
     ({"rotary_pct": 0.25}, "unknown RoPE key 'rotary_pct'"),
     ({"qk_rope_head_dim": 64}, "unknown RoPE key 'qk_rope_head_dim'"),
-    ({"no_rope_layers": [1, 0]}, "unknown RoPE key 'no_rope_layers'"),
+    ({"rope_dims": [1, 0]}, "unknown RoPE key 'rope_dims'"),
     ({"rope_scaling": "linear"}, r"must be dictionaries, got \['linear'\]"),
     (
         {"rope_scaling": {"type": "linear"}},
