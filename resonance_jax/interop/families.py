@@ -16,6 +16,8 @@ from resonance_jax.rope import FULL, SLIDING
 ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 """DecoderConfig.mlp -> the activation of its gate."""
 
+MOST_LAYERS = 10_000
+"""More is damage, and would be a list that fills the memory."""
 WITHOUT_ROPE = "_without_rope"
 """Ends the names of layer types that do not rotate."""
 
@@ -144,10 +146,15 @@ FAMILIES: dict[str, Family] = {
 
 
 def read_types(family: Family, stated: Stated) -> tuple[LayerType, ...]:
-    """The type of every layer. Raises ValueError for lists that do not fit and other kinds of attention."""
+    """The type of every layer, or the only one of a family whose layers are all alike.
+
+    Raises ValueError for lists that do not fit, other kinds of attention, and more layers than any model has.
+    """
     count, window = stated["num_hidden_layers"], stated.get("sliding_window")
     if family.slides is None:
-        return (LayerType(FULL if window is None else SLIDING, window),) * count
+        return (LayerType(FULL if window is None else SLIDING, window),)
+    if count > MOST_LAYERS:
+        raise ValueError(f"config.json states num_hidden_layers={count}, expected at most {MOST_LAYERS:,}.")
     rope = [True] * count
     if (interval := stated.get("no_rope_layer_interval")) is not None:
         rope = stated.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]

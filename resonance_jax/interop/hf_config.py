@@ -108,7 +108,7 @@ def from_hf_config(hf: dict[str, Any]) -> tuple[DecoderConfig, rope.Specs]:
         window=types[0].window if same else None,
         layer_types=None if same else types,
     )
-    return config, rope.specs_from_hf(_with_bases(hf, family, given), rotated(config.types))
+    return config, rope.specs_from_hf(_with_bases(hf, family, given), rotated(types))
 
 
 def _with_bases(hf: dict[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
