@@ -97,7 +97,7 @@ class DecoderConfig:
                 )
         if self.layer_types is not None:
             object.__setattr__(self, "layer_types", tuple(self.layer_types))
-        of_every_layer(self.layer_types, self.n_layers, self.window)
+            of_every_layer(self.layer_types, self.n_layers, self.window)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
