@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from resonance_jax import rope
 from resonance_jax.data.gguf_file import GgufFile, GgufTensor, Kind
 from resonance_jax.data.gguf_tokenizer import special_ids
+from resonance_jax.interop.families import ACTIVATIONS, FAMILIES
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -22,6 +23,8 @@ NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
@@ -34,10 +37,23 @@ NAMES = {
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 """Tensors that are no weights but divisors of the RoPE frequencies."""
 
-ARCHITECTURES = {"llama": ("llama", "LlamaForCausalLM")}
-"""llama.cpp's architecture -> (model_type, class)."""
+FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""What Gemma 3 calls otherwise than the others, or has beside them."""
 
-INTERLEAVED = ("llama",)
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "gemma3": "gemma3_text",
+}
+"""llama.cpp's architecture -> model_type, a name in families.FAMILIES."""
+
+INTERLEAVED = ("llama", "smollm3")
 """Architectures whose q and k llama.cpp stores with the two dims of a rotated pair side by side."""
 
 _LLAMA3 = [(8.0, 8192), (32.0, 8192)]
@@ -47,11 +63,14 @@ _LLAMA3 = [(8.0, 8192), (32.0, 8192)]
 class HalfSplitRows:
     """A tensor with a safetensors slice's face: get_shape(), get_dtype(), [rows, columns], in float32.
 
-    order: where row r is stored, None for as it stands.
+    order: where row r is stored, None for as it stands. added: what the converter added to every number,
+    which is taken off again.
     """
 
-    def __init__(self, tensor: GgufTensor, order: Int[np.ndarray, "rows"] | None = None) -> None:
-        self._tensor, self._order = tensor, order
+    def __init__(
+        self, tensor: GgufTensor, order: Int[np.ndarray, "rows"] | None = None, added: float = 0.0
+    ) -> None:
+        self._tensor, self._order, self._added = tensor, order, np.float32(added)
 
     def get_shape(self) -> list[int]:
         return list(self._tensor.shape)
@@ -62,6 +81,7 @@ class HalfSplitRows:
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Float[np.ndarray, "..."]:
         first, *rest = index if isinstance(index, tuple) else (index,)
         rows = self._tensor.rows(first if self._order is None else self._order[first])
+        rows = rows - self._added if self._added else rows
         return rows[(slice(None), *rest)]
 
 
@@ -72,11 +92,12 @@ def half_split_order(heads: int, head_dim: int) -> Int[np.ndarray, "rows"]:
     return stored.swapaxes(1, 2).reshape(-1)
 
 
-def hf_name(name: str) -> str | None:
+def hf_name(name: str, architecture: str = "llama") -> str | None:
     """Hugging Face's name of a tensor; None for one that it does not have."""
+    names = NAMES | (FOUR_NORMS if architecture == "gemma3" else {})
     stem, _, kind = name.rpartition(".")
     layer = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
-    known = NAMES.get(layer[2] if layer else stem)
+    known = names.get(layer[2] if layer else stem)
     if known is None:
         return None
     return f"model.layers.{layer[1]}.{known}.{kind}" if layer else f"{known}.{kind}"
@@ -85,24 +106,26 @@ def hf_name(name: str) -> str | None:
 def hf_tensors(file: GgufFile) -> dict[str, HalfSplitRows]:
     """Every tensor of the model by Hugging Face's name. Raises ValueError for one that has none there."""
     config = hf_config(file)
+    architecture = str(file.get("general.architecture", str))
+    offset = float(str(FAMILIES[ARCHITECTURES[architecture]].fields.get("norm_offset", 0.0)))
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     found = {}
     for name, tensor in file.tensors.items():
         if name in ROPE_FACTORS:
             continue
-        theirs = hf_name(name)
+        theirs = hf_name(name, architecture)
         if theirs is None:
             raise ValueError(f"{file.path} has the unknown tensor {name}.")
         part = name.split(".")[-2]
         order = None
-        if file.get("general.architecture", str) in INTERLEAVED and part in heads:
+        if architecture in INTERLEAVED and part in heads:
             order = half_split_order(heads[part], config["head_dim"])
             if len(order) != tensor.shape[0]:
                 raise ValueError(
                     f"{file.path}: tensor {name} has {tensor.shape[0]} rows, but its metadata states "
                     f"{heads[part]} heads of {config['head_dim']}."
                 )
-        found[theirs] = HalfSplitRows(tensor, order)
+        found[theirs] = HalfSplitRows(tensor, order, offset if len(tensor.shape) == 1 else 0.0)
     return found
 
 
@@ -126,10 +149,10 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         raise ValueError(f"{file.path} has no tensor token_embd.weight of two axes.")
     heads = stated("attention.head_count", int)
     head_dim = stated("attention.key_length", int, stated("embedding_length", int) // max(1, heads))
-    model_type, kind = ARCHITECTURES[architecture]
+    family = FAMILIES[ARCHITECTURES[architecture]]
     config = {
-        "model_type": model_type,
-        "architectures": [kind],
+        "model_type": ARCHITECTURES[architecture],
+        "architectures": [family.kind],
         "vocab_size": embedding.shape[0],
         "hidden_size": stated("embedding_length", int),
         "intermediate_size": stated("feed_forward_length", int),
@@ -141,12 +164,21 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "max_position_embeddings": stated("context_length", int),
         "rope_theta": stated("rope.freq_base", float, 10_000.0),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "hidden_act": "silu",
+        family.activation: ACTIVATIONS[str(family.fields.get("mlp", "swiglu"))],
     }
+    if architecture == "gemma3":
+        # llama.cpp keeps neither: the factor of the 27B is another (its heads are smaller than D / N).
+        scalar = config["hidden_size"] // heads if config["num_hidden_layers"] == 62 else head_dim
+        config |= {
+            "query_pre_attn_scalar": scalar,
+            "sliding_window": stated("attention.sliding_window", int),
+            "rope_theta": stated("rope.freq_base", float, 1e6),
+            "rope_local_base_freq": stated("rope.freq_base_swa", float, 1e4),
+        }
     rotated = stated("rope.dimension_count", int, head_dim)
     if rotated != head_dim:
         raise ValueError(
-            f"{file.path} rotates {rotated} of a head's {head_dim} dims, where transformers' {kind} "
+            f"{file.path} rotates {rotated} of a head's {head_dim} dims, where transformers' {family.kind} "
             "rotates all of them."
         )
     return {**config, **_scaling(file, architecture, config), **special_ids(file)}
