@@ -69,12 +69,12 @@ FITTED = [
     Setting(SEVEN, False, "v5p:2x2x2", {"sequence": 8}, 32_768, 8),
     Setting(THIRTEEN, True, "v6e:2x4", {"fsdp": 8}, 16_384),
     Setting(EIGHT, False, "v6e:4x4", {"fsdp": 16}, 16_384),
-    Setting(SEVEN, False, "v4:2x2x4", {"fsdp": 32}, 4096),
+    Setting(SEVEN, False, "v4:2x2x4", {"fsdp": 16}, 4096),
     Setting(THIRTEEN, False, "v5p:2x2x4", {"fsdp": 8, "tensor": 2}, 4096),
     Setting(SEVEN, False, "v6e:4x4", {"fsdp": 8, "tensor": 2}, 16_384),
     Setting(SEVEN, False, "v5p:2x2x2", {"fsdp": 8}, 4096, micro=32),
     Setting(EIGHT, False, "v5p:2x2x4", {"fsdp": 4, "sequence": 4}, 65_536, 16),
-    Setting(SEVEN, True, "v4:2x2x2", {"fsdp": 16}, 16_384),
+    Setting(SEVEN, True, "v4:2x2x2", {"fsdp": 8}, 16_384),
     Setting(SEVEN, False, "v5p:2x2x2", {"fsdp": 8}, 16_384, remat="attention"),
     Setting(THIRTEEN, True, "v5e:4x4", {"fsdp": 16}, 32_768),
 ]
@@ -90,7 +90,7 @@ HELD_OUT = [
     Setting(SEVEN, False, "v5p:2x2x2", {"fsdp": 4, "tensor": 2}, 16_384),
     Setting(THIRTEEN, True, "v5p:2x2x2", {"fsdp": 8}, 32_768),
     Setting(EIGHT, False, "v5e:4x4", {"fsdp": 16}, 4096),
-    Setting(SEVEN, False, "v4:2x2x2", {"fsdp": 8, "tensor": 2}, 8192),
+    Setting(SEVEN, False, "v4:2x2x2", {"fsdp": 4, "tensor": 2}, 8192),
 ]
 
 

@@ -70,12 +70,14 @@ def absent_devices(name: str, slices: int = 1) -> tuple[Device, ...]:
     """
     from jax.experimental import topologies
 
-    chip_of(name)
+    chip = chip_of(name)
     if slices < 1:
         raise ValueError(f"--slices must be at least 1, got {slices}.")
     without_a_tpu()
+    # A v4 chip's two cores are one device for jax, but not by themselves for the compiler.
+    cores = {"chip_config_name": "megacore"} if chip == "v4" else {}
     try:
-        made = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
+        made = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices, **cores)
     except Exception as error:  # of several kinds, by version
         said = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"the TPU's compiler cannot describe a slice {name}: {said}.") from error

@@ -44,3 +44,24 @@ def test_perplexity_of_7b_over_a_sequence_mesh(length):
 def test_a_decoding_step_of_7b(capacity):
     step = compile_decode_step(SEVEN, mesh("v5p:2x2x2", tensor=8), 1, capacity, TABLE)
     assert step.fits
+
+
+def test_a_mesh_over_every_chip_that_is_known():
+    slices = {
+        "v4": "v4:2x2x1",
+        "v5e": "v5e:2x2",
+        "v5p": "v5p:2x2x1",
+        "v6e": "v6e:2x2",
+        "tpu7x": "tpu7x:2x2x1",
+    }
+    assert slices.keys() == set(topology.CHIPS)
+    for chip, name in slices.items():
+        cores = 2 if chip == "tpu7x" else 1
+        made = make_mesh(fsdp=-1, devices=topology.absent_devices(name))
+        assert made.size == 4 * cores and topology.per_slice(made) == 0, name
+    both = make_mesh(data=2, fsdp=-1, devices=topology.absent_devices("v5p:2x2x1", 2))
+    assert [{device.slice_index for device in row.flat} for row in both.devices] == [{0}, {1}]
+    with pytest.raises(ValueError, match="give --data 2"):
+        make_mesh(fsdp=-1, devices=topology.absent_devices("v5p:2x2x1", 2))
+    with pytest.raises(ValueError, match="cannot describe a slice v5p:3x5x7"):
+        topology.absent_devices("v5p:3x5x7")

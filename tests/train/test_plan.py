@@ -86,7 +86,7 @@ HELD = (
     "llama2-7b_full_v5p-2x2x2_fsdp8_32768",
     "llama2-7b_full_v5p-2x2x4_fsdp4-sequence4_131072",
     "llama2-13b_full_v5p-2x2x4_fsdp16_16384",
-    "llama2-7b_lora_v6e-2x4_fsdp8_32768",
+    "llama2-7b_lora_v5e-2x4_fsdp8_4096",
     "llama3.1-8b_full_v5p-2x2x2_fsdp4-tensor2_8192",
 )
 
