@@ -321,7 +321,7 @@ def test_first_values_depend_on_the_seed_and_their_own_path_alone():
         (lambda lm, f: SMALL.replace(d_ff=0), "d_ff must be a positive whole number, got 0"),
         (lambda lm, f: SMALL.replace(window=0), "window must be a positive whole number"),
         (lambda lm, f: SMALL.replace(n_layers=2.0), "n_layers must be a positive whole number"),
-        (lambda lm, f: SMALL.replace(mlp="gelu"), "unknown mlp 'gelu'; expected one of swiglu, relu"),
+        (lambda lm, f: SMALL.replace(mlp="gelu"), "unknown mlp 'gelu'; expected one of swiglu, geglu, relu"),
         (lambda lm, f: SMALL.replace(remat="some"), "unknown remat 'some'"),
         (lambda lm, f: SMALL.replace(dropout=1.0), "dropout must be in"),
     ],
