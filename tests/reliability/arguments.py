@@ -67,7 +67,7 @@ VALUES = {
         "length": [33, 0],
         "head_dim": [0, 5],
         "documents": [0],
-        "seed": [-1],
+        "seeds": [(), (-1,), (0, 0)],
         "batch_size": [0],
     },
     "passkey": {
