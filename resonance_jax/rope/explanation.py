@@ -9,6 +9,7 @@ import numpy as np
 from resonance_jax.rope import release
 from resonance_jax.rope.hf import Config, from_hf, hf_type, layer_dicts, rope_type_of, rope_types
 from resonance_jax.rope.integer_wavelengths import critical_dimension, wavelengths
+from resonance_jax.rope.layer_specs import LayerSpecs, Specs
 from resonance_jax.rope.methods import METHODS
 from resonance_jax.rope.phases import Frequencies
 from resonance_jax.rope.schema import Given, Value
@@ -17,23 +18,29 @@ from resonance_jax.rope.tables import frequencies
 
 
 def explain(
-    spec_or_config: Given[RopeSpec | Config], *, length: int | None = None, layer_type: str | None = None
+    spec_or_config: Given[Specs | Config], *, length: int | None = None, layer_type: str | None = None
 ) -> str:
-    """A few lines for a person: what a RopeSpec or a config.json says, in positions and pairs.
+    """A few lines for a person: what an encoding or a config.json says, in positions and pairs.
 
     Method, lengths, rotary size, critical dimension, wavelengths, attention factor; then what transformers
     and the paper's released code make of it, where they differ.
 
     Args:
-        spec_or_config: an encoding, or a parsed config.json.
+        spec_or_config: an encoding, the LayerSpecs of several, or a parsed config.json.
         length: L', in positions, for methods that depend on it; default: the training length.
-        layer_type: one of a config whose layers differ; default: all of them, one after the other.
+        layer_type: one of those that differ; default: all of them, one after the other. Of a config that
+            lists layers without RoPE, these are named at the end.
 
     Raises:
         ValueError: as from_hf() and frequencies() do.
     """
     if isinstance(spec_or_config, RopeSpec):
         return _explain(spec_or_config, length, _transformers_given_spec(spec_or_config), {})
+    if isinstance(spec_or_config, LayerSpecs):
+        if layer_type is not None and layer_type not in spec_or_config:
+            raise ValueError(f"unknown layer_type {layer_type!r}; there are {', '.join(spec_or_config)}.")
+        named = [kind for kind in spec_or_config if layer_type in (None, kind)]
+        return "\n\n".join(f"{kind}: {explain(spec_or_config[kind], length=length)}" for kind in named)
     layers = layer_dicts(spec_or_config)
     blocks = []
     for kind in layers if layer_type is None else [layer_type]:
@@ -41,7 +48,17 @@ def explain(
         config = {**spec_or_config, **layers[kind][0]}
         block = _explain(spec, length, _transformers_given_config(spec, config), config)
         blocks.append(block if kind is None else f"{kind}: {block}")
+    if still := _without_rope(spec_or_config):
+        blocks.append(
+            textwrap.fill(f"Layers without RoPE, counted from 0: {', '.join(map(str, still))}.", 100)
+        )
     return "\n\n".join(blocks)
+
+
+def _without_rope(config: Config) -> list[int]:
+    """The layers that a config.json lists as not rotated (SmolLM3's no_rope_layers holds a 1 for RoPE)."""
+    listed = config.get("no_rope_layers") or []
+    return [i for i, has in enumerate(listed) if not has] if isinstance(listed, list) else []
 
 
 def _explain(spec: RopeSpec, length: int | None, transformers: list[str], config: Config) -> str:

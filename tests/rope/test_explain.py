@@ -136,3 +136,19 @@ def test_an_export_holds_its_whole_wavelengths():
     text = rope.explain({"head_dim": 16, **stated})
     assert "the factors hold the whole wavelengths already" in " ".join(text.split())
     assert "nothing rounded" not in text
+
+
+def test_layer_specs_are_explained_type_by_type():
+    specs = rope.LayerSpecs({rope.SLIDING: rope.RopeSpec(), rope.FULL: rope.RopeSpec(base=1e6)})
+    text = rope.explain(specs)
+    assert text == "\n\n".join(f"{name}: {rope.explain(spec)}" for name, spec in specs.items())
+    assert rope.explain(specs, layer_type=rope.FULL) == text.split("\n\n")[1]
+    with pytest.raises(ValueError, match="unknown layer_type 'global'; there are sliding_attention, full"):
+        rope.explain(specs, layer_type="global")
+
+
+def test_layers_without_rope_are_named():
+    """SmolLM3 lists a 1 where a layer has RoPE."""
+    config = {"head_dim": 64, "no_rope_layers": [1, 1, 1, 0, 1, 1, 1, 0], "no_rope_layer_interval": 4}
+    assert rope.explain(config).endswith("\n\nLayers without RoPE, counted from 0: 3, 7.")
+    assert "without RoPE" not in rope.explain({**config, "no_rope_layers": [1, 1]})
