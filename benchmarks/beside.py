@@ -45,10 +45,9 @@ def machine():
     """Where, from which commit and with what this ran."""
     import jax
 
+    from resonance_jax.report.provenance import processor
+
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     installed = {}
     for name in ("jax", "jaxlib", "numpy", "torch", "transformers"):
         try:
@@ -59,7 +58,7 @@ def machine():
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "device": jax.devices()[0].device_kind,
-        "cpu": cpu or platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "torch_threads": THREADS,
         "load_average": os.getloadavg()[0],

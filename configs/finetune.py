@@ -180,32 +180,22 @@ CPU = Config(
 
 PRESETS: dict[str, tuple[str, Config]] = {"cpu": ("A small model on the embedded corpus, 256 to 2,048.", CPU)}
 for _resonance in (False, True):
-    _name = "resonance" if _resonance else "yarn"
-    PRESETS[f"smollm2-{_name}"] = (
-        f"SmolLM2-135M under {'Resonance ' if _resonance else ''}YaRN, s = 4: 100 rows of 4,096 on 2 cores.",
-        Config(
-            checkpoint="smollm2-135m",
-            text=Text(corpus="PATH", split="all"),
-            resonance=_resonance,
-            scale=4.0,
-            length=4096,
-            steps=100,
-            batch_size=1,
-            dtype="float32",
-            mesh=MeshConfig(data=-1, fsdp=1),
-        ),
+    _name = f"smollm2-{'resonance' if _resonance else 'yarn'}"
+    _long = Config(
+        checkpoint="smollm2-135m",
+        text=Text(corpus="PATH", split="all"),
+        resonance=_resonance,
+        scale=4.0,
+        length=4096,
     )
-    PRESETS[f"smollm2-{_name}-long"] = (
+    _cpu = {"steps": 100, "batch_size": 1, "dtype": "float32", "mesh": MeshConfig(data=-1, fsdp=1)}
+    PRESETS[_name] = (
+        f"SmolLM2-135M under {'Resonance ' if _resonance else ''}YaRN, s = 4: 100 rows of 4,096 on 2 cores.",
+        dataclasses.replace(_long, **_cpu),
+    )
+    PRESETS[f"{_name}-long"] = (
         "The same by the paper's recipe, for an accelerator: 400 steps of 64 rows (5e17 FLOP).",
-        Config(
-            checkpoint="smollm2-135m",
-            text=Text(corpus="PATH", split="all"),
-            resonance=_resonance,
-            scale=4.0,
-            length=4096,
-            steps=400,
-            batch_size=64,
-        ),
+        _long,
     )
 for _size, _scale, _long, _steps in (("7b", 8.0, 32_768, 50), ("13b", 4.0, 16_384, 100)):
     for _kind, _length, _count in (("long", _long, _steps), ("short", 4096, 400)):

@@ -7,7 +7,7 @@ Time:      one forward of 32,768 tokens per document and static encoding; sixtee
 Expected:  Figure 4 of the paper (no table is printed there): Resonance YaRN lowest at every length. The
            presets of the paper were not run where this was written: LLaMA-2's weights and the two corpora
            are not available there. smollm2: past 8,192 tokens plain RoPE's perplexity climbs, that of NTK,
-           YaRN and Resonance YaRN does not (results/ has the runs)
+           YaRN and Resonance YaRN does not (results/quickstart has it to 12,288; the preset was not run)
 """
 
 import dataclasses

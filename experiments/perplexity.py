@@ -75,16 +75,16 @@ def compile_ahead(config: Config) -> int:
 
     chip_of(config.compile)
     without_a_tpu()
-    from resonance_jax import interop, model, rope
+    from resonance_jax import model, rope
+    from resonance_jax.command.checkpoints import open_if_there, split_entry
     from resonance_jax.evaluate.compiled_nll import compile_nll
     from resonance_jax.parallel.mesh import fill, make_mesh
     from resonance_jax.report.compiled import keep_compiled, show_compiled
 
     if config.shape not in model.PRESETS:
         raise ValueError(f"there is no shape {config.shape!r}; expected one of {', '.join(model.PRESETS)}.")
-    paths = [Path(named.rpartition("=")[2]) for named in config.checkpoints[:1]]
-    there = next((path for path in paths if path.exists()), None)
-    shape = model.PRESETS[config.shape] if there is None else interop.open_checkpoint(there).config
+    checkpoint = open_if_there(split_entry(config.checkpoints[0])[1]) if config.checkpoints else None
+    shape = model.PRESETS[config.shape] if checkpoint is None else checkpoint.config
     devices = absent_devices(config.compile)
     sizes = fill(len(devices), **dataclasses.asdict(config.mesh))
     mesh = make_mesh(devices=devices, **sizes)

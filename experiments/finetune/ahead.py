@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import Config
@@ -27,11 +26,9 @@ if TYPE_CHECKING:
 def base(config: Config) -> tuple[DecoderConfig, rope.RopeSpec]:
     """The decoder that would be trained and the encoding that its base has, which need not be there: then
     --shape stands for it."""
-    from resonance_jax import interop
-    from resonance_jax.interop.named_checkpoints import located
+    from resonance_jax.command.checkpoints import open_if_there
 
-    there = config.checkpoint and (Path(config.checkpoint).exists() or located(config.checkpoint))
-    checkpoint = interop.open_checkpoint(config.checkpoint) if there else None
+    checkpoint = open_if_there(config.checkpoint) if config.checkpoint else None
     from_scratch = None if config.checkpoint else find_from_scratch(config)
     return decoder_and_encoding(config, checkpoint, from_scratch)
 

@@ -103,7 +103,7 @@ class Base:
         from resonance_jax import train
 
         folder, theirs = self.inputs.from_scratch
-        # Of its two runs, the one of RoPE.
+        # Of its runs, the first: RoPE under the first seed.
         return train.saved_run(folder / "train" / "checkpoints", 0, theirs.shape(), self.inputs.own, mesh)
 
     def _fresh(self, mesh: Mesh | None, say: Say) -> Decoder:

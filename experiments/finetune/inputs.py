@@ -43,10 +43,9 @@ def variants(config: Config) -> list[bool]:
 class Inputs:
     """What a config names, opened but not yet read.
 
-    checkpoint: the base, None where a model of
-        experiments.from_scratch or a fresh one is it. from_scratch: the run folder of
-    that model and its config. shape: the decoder as it is trained. own: the base's encoding. specs: what it
-    is trained under. corpus: all of its splits.
+    checkpoint: the base, None where a model of experiments.from_scratch or a fresh one is it. from_scratch:
+    the run folder of that model and its config. shape: the decoder as it is trained. own: the base's
+    encoding. specs: what it is trained under. corpus: all of its splits.
     """
 
     config: Config

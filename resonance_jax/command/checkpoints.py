@@ -7,6 +7,7 @@ from resonance_jax import rope
 from resonance_jax.data.tokenizers import Tokenizer, tokenizer
 from resonance_jax.digest import Identity
 from resonance_jax.interop.checkpoint import Checkpoint, open_checkpoint
+from resonance_jax.interop.named_checkpoints import located
 
 
 def split_entry(entry: str) -> tuple[str, str]:
@@ -41,6 +42,14 @@ def named_checkpoints(entries: Sequence[str]) -> dict[str, Checkpoint]:
             "GGUF file or the name of a packaged one."
         )
     return named
+
+
+def open_if_there(path: str) -> Checkpoint | None:
+    """The checkpoint at a path or of a name; None where nothing is there, for what can be said without it.
+
+    Raises ValueError for a name whose package is not installed, and as open_checkpoint does.
+    """
+    return open_checkpoint(path) if Path(path).exists() or located(path) else None
 
 
 def tokenizer_of(checkpoint: Checkpoint, given: str | None, bos: str = "auto") -> Tokenizer:

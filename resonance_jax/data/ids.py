@@ -54,14 +54,15 @@ def with_bos(ids: Int[np.ndarray, "T"], bos_id: int | None) -> Int32[np.ndarray,
     return np.concatenate([np.asarray([bos_id], np.int32), ids])
 
 
-def prompt_ids(tokenizer: "Tokenizer", text: str) -> Int32[np.ndarray, "T"]:
+def prompt_ids(tokenizer: "Tokenizer", text: str, parse_special: bool = False) -> Int32[np.ndarray, "T"]:
     """The ids of a text that opens a sequence: BOS first, where the tokenizer puts one there.
 
     Args:
         tokenizer: of the model that reads them.
         text: of the prompt.
+        parse_special: take special tokens that it spells for tokens, as the text of a chat template wants it.
     """
-    return with_bos(tokenizer.encode(text), tokenizer.bos_id)
+    return with_bos(tokenizer.encode(text, parse_special), tokenizer.bos_id)
 
 
 def end_ids_within(tokenizer: "Tokenizer", vocab_size: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 
 from resonance_jax import generate, rope
 from resonance_jax.data import leval
-from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids, with_bos
+from resonance_jax.data.ids import check_ids, end_ids_within, prompt_ids
 from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.evaluate.leval_scoring import completion
 from resonance_jax.model import Decoder
@@ -80,8 +80,7 @@ def prompts(
         raise ValueError(f"the tokenizer {tokenizer.name} has no chat template; ask in L-Eval's own words.")
 
     def chat_ids(messages: list[dict[str, str]]) -> Int32[np.ndarray, "T"]:
-        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), parse_special=True)
-        return with_bos(ids, tokenizer.bos_id)
+        return prompt_ids(tokenizer, tokenizer.apply_chat_template(messages), parse_special=True)
 
     count = lambda text: len(prompt_ids(tokenizer, text))
     cuts: dict[tuple[str, str], leval.Cut | str] = {}
@@ -95,14 +94,11 @@ def prompts(
                 left_out(question, cut)
                 continue
             asked = question.task, cut.text, question.instruction
-            about_facts = leval.fact_prompt(question.instruction)
-            if chat:
-                tokens = chat_ids(leval.messages(*asked))
-                fact = chat_ids([{"role": "user", "content": about_facts}])
-            else:
-                tokens = prompt_ids(tokenizer, leval.prompt(*asked))
-                fact = prompt_ids(tokenizer, about_facts)
-            fact = fact if question.task == "sci_fi" else None
+            tokens = chat_ids(leval.messages(*asked)) if chat else prompt_ids(tokenizer, leval.prompt(*asked))
+            fact = None
+            if question.task == "sci_fi":
+                text = leval.fact_prompt(question.instruction)
+                fact = chat_ids([{"role": "user", "content": text}]) if chat else prompt_ids(tokenizer, text)
         except ValueError as error:  # the vocabulary cannot express the question
             left_out(question, str(error))
             continue

@@ -41,9 +41,14 @@ class Perplexity:
         return bool(np.isfinite(self.nll).all())
 
     @property
+    def mean_nll(self) -> float:
+        """The mean NLL over tokens, in nats."""
+        return float(self.nll.sum() / self.scored.sum())
+
+    @property
     def token_mean(self) -> float:
         """exp of the mean NLL over tokens."""
-        return float(np.exp(self.nll.sum() / self.scored.sum()))
+        return float(np.exp(self.mean_nll))
 
     @property
     def window_mean(self) -> float:

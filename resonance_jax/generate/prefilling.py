@@ -48,10 +48,7 @@ def prefill(
     cache = empty(config, B, capacity, freqs)
     rows = B if math.prod(automatic_axes(tokens).values()) > 1 else _rows_at_once(B, T)
     if rows == B:
-        x, cache = hidden_states(config, params, tokens, freqs, cache=cache)
-        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return logits(config, params, last), dataclasses.replace(cache, lengths=lengths)
-
+        return go_on(config, params, tokens, lengths, cache)
     cache.check(config, tokens, freqs)
 
     def some(

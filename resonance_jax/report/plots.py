@@ -193,7 +193,7 @@ def trainings_plot(
     """
     figure, (left, right) = new_figure(2, width=6.2, height=5.0)
     nats = {
-        label: np.array([[r.nll.sum() / r.scored.sum() for r in one.values()] for one in every])
+        label: np.array([[r.mean_nll for r in one.values()] for one in every])
         for label, every in trained.items()
     }
     lengths = np.array(sorted(next(iter(trained.values()))[0]))

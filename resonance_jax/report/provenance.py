@@ -18,7 +18,7 @@ def machine() -> dict[str, str | int | float | None]:
         commit = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "jax": jax.__version__,
@@ -27,7 +27,7 @@ def machine() -> dict[str, str | int | float | None]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's name as the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -28,15 +28,10 @@ class TrainingsRow(TypedDict):
     verdict: str
 
 
-def mean_nll(found: Perplexity) -> float:
-    """Nats per scored token."""
-    return float(found.nll.sum() / found.scored.sum())
-
-
 def difference_by_seed(trained: Trained, label: str, other: str, length: int) -> TrainingsRow:
     """`label` minus `other` at one length; both are the results of the same seeds in the same order."""
     pairs = zip(trained[label], trained[other], strict=True)
-    gaps = np.array([mean_nll(a[length]) - mean_nll(b[length]) for a, b in pairs])
+    gaps = np.array([a[length].mean_nll - b[length].mean_nll for a, b in pairs])
     found = student_interval(gaps)
     return {
         "encoding": label,
@@ -81,6 +76,6 @@ def mean_table(trained: Trained, lengths: Sequence[int]) -> list[dict[str, str |
     for label, by_seed in trained.items():
         line: dict[str, str | float] = {"encoding": label}
         for n in lengths:
-            line[f"{n:,}"] = float(np.exp(np.mean([mean_nll(found[n]) for found in by_seed])))
+            line[f"{n:,}"] = float(np.exp(np.mean([found[n].mean_nll for found in by_seed])))
         lines.append(line)
     return lines
