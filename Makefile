@@ -4,7 +4,7 @@ ACCEL  ?= cpu
 EXTRA  := $(if $(filter-out cpu,$(ACCEL)),[$(ACCEL)])
 BIN    := .venv/bin
 
-.PHONY: quickstart from-scratch models test test-all test-newest test-tpu test-tpu-all bench lint clean
+.PHONY: quickstart from-scratch models test test-all test-newest test-tpu test-tpu-all bench bench-long lint clean
 
 quickstart: .venv/.ready-$(ACCEL)  ## a real pretrained LLaMA past its training length, under every method
 	@if $(MAKE) --no-print-directory models; then $(BIN)/python -m experiments.quickstart; \
@@ -32,8 +32,17 @@ test-tpu:  ## programs compiled by the TPU's own compiler, without a TPU; says s
 test-tpu-all:  ## the same for every preset on a slice where it fits
 	@.ci/tpu all
 
-bench: .venv/.ready-test  ## memory and speed, side by side with PyTorch; one JSON each under results/
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+# Each writes one JSON under results/speed and exits with 1 where a target is missed; README's table follows.
+BENCH := rope attention perplexity generate posgen finetune smollm2
+bench: .venv/.ready-test .venv/.ready-models  ## speed and memory beside PyTorch at its best, lengths to 4,096
+	@missed=; for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
+	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in:$$missed"; exit 1; fi
+
+bench-long: .venv/.ready-test .venv/.ready-models  ## the same from 16,384 tokens on; goes on where it was stopped
+	@missed=; $(BIN)/python benchmarks/long_documents.py || missed="long_documents"; \
+	$(BIN)/python benchmarks/attention_rate.py || missed="$$missed attention_rate"; \
+	$(BIN)/python benchmarks/smollm2.py long || missed="$$missed smollm2"; \
+	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in: $$missed"; exit 1; fi
 
 lint: .venv/.ready-test  ## style (ruff) and types (basedpyright, strict enough to find a wrong argument)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright

@@ -4,12 +4,13 @@
     .venv/bin/python benchmarks/attention.py --gpu    # cuDNN, block pairs and XLA in bfloat16, as TFLOP/s
 
 On CPU, forward and backward in float32, causal, against PyTorch's fused scaled_dot_product_attention:
-targets at T = 4096 (4 heads of 64) are 1.25 times its time, and a quarter of the XLA path's; at T = 16,384
-under 160 MiB of temporaries, at most 2.2 times those of half the length. Then linear_cross_entropy beside
-PyTorch's linear and cross_entropy, and its temporaries as the vocabulary grows.
+bfloat16 too where that is its faster way: targets at T = 4096 (4 heads of 64) are 1.25 times its float32
+time, and a quarter of the XLA path's; at T = 16,384 under 160 MiB of temporaries, at most 2.2 times those
+of half the length. Then linear_cross_entropy beside PyTorch's linear and cross_entropy, and its temporaries
+as the vocabulary grows.
 
 Medians of interleaved repeats in one process, compilation apart; ratios are taken round by round. Writes
-results/attention_cpu.json (or _gpu); exits with 1 when a target is missed.
+results/speed/attention_<processor>.json (results/attention_gpu.json); exits with 1 when a target is missed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside import MIB, RESULTS, THREADS, interleaved, machine, medians, ratio
+from beside import MIB, RESULTS, THREADS, against_best, interleaved, machine, medians, ratio, write
 
 from resonance_jax.files import write_json
 from resonance_jax.model import linear_cross_entropy
@@ -83,7 +84,8 @@ def attention_on_cpu(shape, kernels, repeats):
     """Each kernel's time beside PyTorch's, forward and backward, once the results are the same."""
     given = attention_inputs(*shape, "float32")
     opponent, wanted = torch_attention(given, "cpu")
-    contestants = {"torch": opponent}
+    half, _ = torch_attention([x.astype("bfloat16") for x in given], "cpu")
+    contestants = {"torch": opponent, "torch bfloat16": half}
     for kernel in kernels:
         run = with_gradients(lambda *x, kernel=kernel: attention(*x, kernel=kernel)).lower(*given).compile()
         same(run(*given), wanted, 1e-5)
@@ -95,6 +97,7 @@ def attention_on_cpu(shape, kernels, repeats):
         "milliseconds": {name: 1e3 * value for name, value in medians(seconds).items()},
         "ratio_to_torch": {kernel: ratio(seconds, kernel, "torch") for kernel in kernels},
     }
+    result["best"] = against_best(seconds, "block_pairs", ("torch", "torch bfloat16"))
     if "xla" in kernels:
         result["xla_to_block_pairs"] = ratio(seconds, "xla", "block_pairs")
     return result
@@ -132,13 +135,18 @@ def loss_beside_torch(M, D, V, repeats):
     loss = lambda hidden, head: linear_cross_entropy(hidden, head, jnp.asarray(targets, jnp.int32))
     run = with_gradients(loss).lower(*given).compile()
     same(run(*given), [x.detach().numpy() for x in opponent()], 1e-5)
-    contestants = {"torch": opponent, "chunked": lambda: jax.block_until_ready(run(*given))}
+    compiled = torch.compile(opponent)
+    contestants = {
+        "torch": opponent,
+        "torch.compile": compiled,
+        "chunked": lambda: jax.block_until_ready(run(*given)),
+    }
     seconds = interleaved(contestants, repeats)
     return {
         "shape": {"M": M, "D": D, "V": V},
         "repeats": repeats,
         "milliseconds": {name: 1e3 * value for name, value in medians(seconds).items()},
-        "ratio_to_torch": ratio(seconds, "chunked", "torch"),
+        "best": against_best(seconds, "chunked", ("torch", "torch.compile")),
     }
 
 
@@ -216,8 +224,10 @@ def on_cpu() -> tuple[dict, list[str]]:
             f"compiled in {row['trace_and_compile_seconds']:.1f} s"
         )
     for row in losses:
-        milliseconds = row["milliseconds"]["torch"]
-        print(f"loss, {row['shape']}: {row['ratio_to_torch']:.2f} times PyTorch's {milliseconds:.0f} ms")
+        milliseconds, best = row["milliseconds"]["torch"], row["best"]
+        print(
+            f"loss, {row['shape']}: {best['ratio']:.2f} times {best['opponent']} (eager {milliseconds:.0f})"
+        )
     for row in result["loss_memory"]:
         print(f"loss at V = {row['V']:,}: {row['temporaries_mib']:.0f} MiB of temporaries")
     sixteen = memory[2]["temporaries_mib"]
@@ -238,16 +248,19 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16_384, 32_768])
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens a batch with --gpu")
     parser.add_argument("--repeats", type=int, default=10, help="rounds with --gpu")
-    parser.add_argument("--out", type=Path, help="default results/attention_<cpu or gpu>.json")
+    parser.add_argument("--out", type=Path, help="default results/speed, results/attention_gpu.json")
     arguments = parser.parse_args()
     if arguments.gpu:
         rows = attention_on_gpu(arguments.lengths, arguments.repeats, tokens=arguments.tokens)
         result, missed = {"attention": rows}, []
     else:
         result, missed = on_cpu()
-    path = arguments.out or RESULTS / f"attention_{'gpu' if arguments.gpu else 'cpu'}.json"
-    write_json(path, {**machine(), **result})
-    print(f"written to {path}")
+    if arguments.gpu or arguments.out:
+        path = arguments.out or RESULTS / "attention_gpu.json"
+        write_json(path, {**machine(), **result})
+        print(f"written to {path}")
+    else:
+        write("attention", {**machine(), **result})
     if missed:
         print("missed: " + "; ".join(missed))
     return 1 if missed else 0

@@ -3,8 +3,10 @@
 Not a benchmark itself; the scripts beside it import it.
 """
 
+import contextlib
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -16,11 +18,12 @@ from pathlib import Path
 THREADS = 2
 MIB = 2**20
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+SPEED = RESULTS / "speed"
 
 
-def interleaved(contestants, repeats):
+def interleaved(contestants, repeats, warm=True):
     """Seconds of each contestant, repeat by repeat in turn, after one run to warm up: {name: [seconds]}."""
-    for run in contestants.values():
+    for run in contestants.values() if warm else ():
         run()
     seconds = {name: [] for name in contestants}
     for _ in range(repeats):
@@ -37,8 +40,33 @@ def ratio(seconds, name, opponent):
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[opponent], strict=True))
 
 
+def against_best(seconds, ours, opponents):
+    """Our time over the fastest opponent's (by its median), round by round, and which opponent that was."""
+    middle = medians(seconds)
+    best = min(opponents, key=middle.__getitem__)
+    return {"ratio": ratio(seconds, ours, best), "opponent": best}
+
+
 def medians(seconds):
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def make_of_processor():
+    """The processor's maker and family, as a file's name: amd-epyc, intel-xeon."""
+    from resonance_jax.report.provenance import processor
+
+    words = re.findall(r"[a-z]+", re.sub(r"\(.*?\)", " ", processor().lower()))
+    return "-".join(words[:2])
+
+
+def write(name, result):
+    """Keep a benchmark's result, one file a make of processor, which README's table is made from."""
+    from resonance_jax.files import write_json
+
+    path = SPEED / f"{name}_{make_of_processor()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    print(f"written to {path}")
 
 
 def machine():
@@ -77,18 +105,27 @@ def alone(what):
 
 def report_alone(what, task):
     """Run the task; print its name, seconds and the peak of this process's anonymous memory in GB."""
-    peak, done = [0.0], threading.Event()
+    with anonymous_peak() as peak:
+        start = time.perf_counter()
+        task()
+        seconds = time.perf_counter() - start
+    print(what, f"{seconds:.1f}", f"{peak[0]:.2f}")
+
+
+@contextlib.contextmanager
+def anonymous_peak():
+    """A list of one number: the most anonymous memory, in GB, that this process has had in the block."""
+    peak, done = [anonymous_gb()], threading.Event()
 
     def watch():
         while not done.wait(0.05):
             peak[0] = max(peak[0], anonymous_gb())
 
     threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
-    task()
-    seconds = time.perf_counter() - start
-    done.set()
-    print(what, f"{seconds:.1f}", f"{peak[0]:.2f}")
+    try:
+        yield peak
+    finally:
+        done.set()
 
 
 def anonymous_gb():

@@ -6,14 +6,14 @@ The decoder is T5-like (no 1/sqrt(H), tied and rescaled head, interleaved rotati
 128 sequences of 64 positions; AdamW under PyTorch's OneCycleLR. The opponent has two threads, PyTorch's fused
 attention and AdamW, the head only where the loss needs it, and the same dropout. First both train 25 steps
 from the same weights without dropout: their losses must agree to 1e-4. Then both are timed, in turn, with the
-protocol's dropout of 0.1 and without. Targets, with dropout: 2.5 at width 64, 1.4 at width 512.
+protocol's dropout of 0.1 and without; the opponent eager and with its forward and backward compiled.
+Targets, with dropout: 2.5 at width 64, 1.4 at width 512.
 
-Ratios are medians over the rounds; compilation is apart. Writes results/posgen_speed_cpu.json; about seven
-minutes on two cores; exits with 1 when a target is missed.
+Ratios are medians over the rounds; compilation is apart. Writes
+results/speed/posgen_<processor>.json; about ten minutes on two cores; exits with 1 when a target is missed.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import torch
-from beside import RESULTS, THREADS, interleaved, machine, medians, ratio
+from beside import THREADS, against_best, interleaved, machine, medians, write
 from torch.nn import functional
 
 from resonance_jax import model, rope, train
@@ -72,8 +72,9 @@ def rotate(x, cos, sin):
 class Opponent(torch.nn.Module):
     """The same decoder in PyTorch, from our weights, with its optimizer and schedule."""
 
-    def __init__(self, c: model.DecoderConfig, params, total_steps: int):
+    def __init__(self, c: model.DecoderConfig, params, total_steps: int, compiled: bool = False):
         super().__init__()
+        self.loss = torch.compile(self.eager_loss) if compiled else self.eager_loss
         self.c = c
         self.embed = torch.nn.Parameter(tensor(params["embed"]))
         self.final_norm = torch.nn.Parameter(tensor(params["final_norm"]))
@@ -100,8 +101,8 @@ class Opponent(torch.nn.Module):
             self.adamw, max_lr=o.lr, total_steps=total_steps, pct_start=o.warmup
         )
 
-    def step(self, tokens) -> torch.Tensor:
-        """One optimizer step on i64[B, 1 + T]; the loss before it."""
+    def eager_loss(self, tokens) -> torch.Tensor:
+        """The mean loss of i64[B, 1 + T]."""
         c = self.c
         x = functional.dropout(functional.embedding(tokens[:, :-1], self.embed), c.dropout)
         for block in self.blocks:
@@ -109,7 +110,11 @@ class Opponent(torch.nn.Module):
         x = functional.rms_norm(x[:, ORDER:], (c.d_model,), self.final_norm, c.norm_eps)
         x = functional.dropout(x, c.dropout) * c.head_scale
         logits = x.reshape(-1, c.d_model) @ self.embed.T
-        loss = functional.cross_entropy(logits, tokens[:, ORDER + 1 :].reshape(-1))
+        return functional.cross_entropy(logits, tokens[:, ORDER + 1 :].reshape(-1))
+
+    def step(self, tokens) -> torch.Tensor:
+        """One optimizer step on i64[B, 1 + T]; the loss before it."""
+        loss = self.loss(tokens)
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         self.adamw.step()
@@ -183,8 +188,8 @@ def ours(config: model.DecoderConfig, data: dict, runs: int, steps: int):
     return run
 
 
-def theirs(config: model.DecoderConfig, data: dict, steps: int):
-    opponent = Opponent(config, model.Decoder(config, key=jax.random.key(0)).params, 1_000_000)
+def theirs(config: model.DecoderConfig, data: dict, steps: int, compiled: bool):
+    opponent = Opponent(config, model.Decoder(config, key=jax.random.key(0)).params, 1_000_000, compiled)
     full = np.concatenate([data["tokens"], data["targets"][:, -1:]], axis=1)
     batches = [torch.tensor(full[i * BATCH : (i + 1) * BATCH]).long() for i in range(steps)]
     return lambda: [opponent.step(batch) for batch in batches]
@@ -194,21 +199,23 @@ def compare(d_model: int, dropout: float, data: dict, repeats: int) -> dict:
     size, config = SIZES[d_model], shape(d_model, dropout)
     runs, steps = size["runs"], size["steps"]
     their_steps = max(1, steps // 2)
-    seconds = interleaved(
-        {"ours": ours(config, data, runs, steps), "torch": theirs(config, data, their_steps)}, repeats
-    )
-    middle, scale = medians(seconds), runs * steps / their_steps
+    opponents = {
+        "PyTorch eager": theirs(config, data, their_steps, False),
+        "torch.compile": theirs(config, data, their_steps, True),
+    }
+    seconds = interleaved({"ours": ours(config, data, runs, steps), **opponents}, repeats)
+    steps_of = {"ours": runs * steps} | dict.fromkeys(opponents, their_steps)
+    each = {name: [value / steps_of[name] for value in values] for name, values in seconds.items()}
+    best = against_best(each, "ours", list(opponents))
     return {
         "d_model": d_model,
         "dropout": dropout,
         "runs_at_once": runs,
         "steps_a_call": steps,
         "rounds": repeats,
-        "milliseconds_a_run_step": {
-            "ours": 1e3 * middle["ours"] / (runs * steps),
-            "torch": 1e3 * middle["torch"] / their_steps,
-        },
-        "ratio": scale / ratio(seconds, "ours", "torch"),
+        "milliseconds_a_run_step": {name: 1e3 * value for name, value in medians(each).items()},
+        "best": best,
+        "times_as_fast": 1 / best["ratio"],
         "target": size["target"] if dropout else None,
     }
 
@@ -236,18 +243,15 @@ def main() -> int:
             result["speed"].append(row)
             ms = row["milliseconds_a_run_step"]
             print(
-                f"  dropout {dropout}: {row['ratio']:.2f} times PyTorch's run-steps a second "
-                f"({ms['ours']:.1f} against {ms['torch']:.1f} ms a run-step)"
+                f"  dropout {dropout}: {row['times_as_fast']:.2f} times the run-steps a second of "
+                f"{row['best']['opponent']} ("
+                + ", ".join(f"{name} {value:.1f}" for name, value in ms.items())
+                + " ms a run-step)"
                 + (f", target {row['target']}" if row["target"] else ""),
                 flush=True,
             )
-            missed += [row] if row["target"] and row["ratio"] < row["target"] else []
-    path = RESULTS / "posgen_speed_cpu.json"
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(path)
-    print(f"written to {path}")
+            missed += [row] if row["target"] and row["times_as_fast"] < row["target"] else []
+    write("posgen", result)
     return 1 if missed else 0
 
 

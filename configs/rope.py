@@ -61,7 +61,8 @@ class Show(Table):
     """Draw encodings: wavelengths, decay of attention with distance, feature gap, rotation angles."""
 
     methods: tuple[str, ...]
-    """Names such as rope, yarn, dynamic-ntk, each with or without resonance- before it."""
+    """Names such as rope, yarn, dynamic-ntk, each with or without resonance- before it; or a config.json or a
+    Hugging Face directory, each of its layer types: what is named beside it is made for that model."""
     pair: int | None = None
     """The pair whose angles are drawn; default: of those that turn twice within --angles-train-length,
     the one that strays the most under plain RoPE."""

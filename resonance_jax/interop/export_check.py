@@ -73,7 +73,7 @@ def _compare(lm: Decoder, spec: rope.Specs, model: Any, tokens: np.ndarray) -> d
     own = model.model.rotary_emb
     theirs, their_nll = _theirs(model, tokens, picked)
     error = max((_cos_error(model, freqs, name, cos) for name, (cos, _) in exact.items()), default=0.0)
-    model.model.rotary_emb = _injected(exact)
+    model.model.rotary_emb = injected(exact)
     try:
         alike, alike_nll = _theirs(model, tokens, picked)
     finally:
@@ -154,7 +154,7 @@ def _greedy(
     }
 
 
-def _injected(exact: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "torch.nn.Module":
+def injected(exact: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "torch.nn.Module":
     """Our cosines and sines in the place of transformers' rotary module."""
     import torch
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments.rope import ASKED, show_check
+from experiments.rope import ASKED
 from experiments.rope import run as run_config
+from experiments.rope.export import show_check
 from resonance_jax import interop, model, rope
 from resonance_jax.command import guarded
 from resonance_jax.files import read_json
@@ -80,6 +81,27 @@ def test_show_writes_its_numbers_beside_its_pictures(capsys, tmp_path):
     assert rows["RoPE"]["critical dimension"] == 9
     assert rows["Resonance YaRN"]["largest gap before it"] == 0
     assert "Resonance YaRN" in capsys.readouterr().out
+
+
+def test_show_looks_at_each_layer_type_of_a_checkpoint(tmp_path, capsys):
+    stated = {"head_dim": 32, "max_position_embeddings": 64, "model_type": "gemma3_text"}
+    full = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    parameters = {"full_attention": full, "sliding_attention": local}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(stated | {"rope_parameters": parameters}))
+    named = ("yarn", "--train-length", "64", "--length", "256")
+    assert run("show", config, *named, "--run-dir", tmp_path / "run") == 0
+    records = read_json(tmp_path / "run" / "encodings.json")
+    wanted = {
+        "Linear, full_attention": rope.RopeSpec("linear", head_dim=32, base=1e6, scale=4.0),
+        "RoPE, sliding_attention": rope.RopeSpec(head_dim=32, base=1e4),
+        "YaRN": rope.RopeSpec("yarn", head_dim=32, base=1e6, scale=4.0, train_length=64),
+    }
+    assert list(records) == list(wanted)
+    for label, spec in wanted.items():
+        assert rope.same(rope.from_record(records[label]), rope.frequencies(spec)), label
+    assert "sliding_attention" in capsys.readouterr().out
 
 
 def test_numerics_writes_its_numbers_beside_its_picture(capsys, tmp_path):
