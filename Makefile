@@ -39,7 +39,7 @@ lint: .venv/.ready-test  ## style (ruff) and types (basedpyright, strict enough 
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright
 
 docs: .venv/.ready-docs  ## the guides and the library's reference as a site in build/site; a broken link fails it
-	.venv/docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet
 
 clean:
 	rm -rf .venv
@@ -69,7 +69,7 @@ clean:
 
 # In an environment of its own: it reads the library's source, and needs none of the library's libraries.
 .venv/.ready-docs: setup.cfg | .venv/bin/python
-	@echo "Installing mkdocs-material and mkdocstrings into .venv/docs (about 100 MB) ..."
+	@echo "Installing mkdocs-material and mkdocstrings into .venv/docs (about 200 MB) ..."
 	@$(BIN)/python -m venv .venv/docs
 	@.venv/docs/bin/pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "import configparser; \
 	  c = configparser.ConfigParser(); c.read('setup.cfg'); print(c['options.extras_require']['docs'])")
