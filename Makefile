@@ -4,7 +4,7 @@ ACCEL  ?= cpu
 EXTRA  := $(if $(filter-out cpu,$(ACCEL)),[$(ACCEL)])
 BIN    := .venv/bin
 
-.PHONY: quickstart from-scratch models test test-all test-newest test-tpu test-tpu-all bench bench-long lint clean
+.PHONY: quickstart from-scratch models test test-all test-newest test-tpu test-tpu-all bench bench-long lint docs clean
 
 quickstart: .venv/.ready-$(ACCEL)  ## a real pretrained LLaMA past its training length, under every method
 	@if $(MAKE) --no-print-directory models; then $(BIN)/python -m experiments.quickstart; \
@@ -47,6 +47,9 @@ bench-long: .venv/.ready-test .venv/.ready-models  ## the same from 16,384 token
 lint: .venv/.ready-test  ## style (ruff) and types (basedpyright, strict enough to find a wrong argument)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright
 
+docs: .venv/.ready-docs  ## the guides and the library's reference as a site in build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet
+
 clean:
 	rm -rf .venv
 
@@ -71,4 +74,12 @@ clean:
 	@echo "Installing the test tools into .venv: pytest, and for the parity part torch 2.13.0, transformers, peft (about 2 GB) ..."
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[parity,test,lint]"
+	@touch $@
+
+# In an environment of its own: it reads the library's source, and needs none of the library's libraries.
+.venv/.ready-docs: setup.cfg | .venv/bin/python
+	@echo "Installing mkdocs-material and mkdocstrings into .venv/docs (about 200 MB) ..."
+	@$(BIN)/python -m venv .venv/docs
+	@.venv/docs/bin/pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "import configparser; \
+	  c = configparser.ConfigParser(); c.read('setup.cfg'); print(c['options.extras_require']['docs'])")
 	@touch $@

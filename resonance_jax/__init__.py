@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from resonance_jax import train as train
 
 __version__ = "0.1.0"
+"""Stated here only: setup.cfg reads it, and a test holds CITATION.cff and CHANGELOG.md to it."""
 
 PACKAGES = ("rope", "parallel", "model", "data", "train", "generate", "evaluate", "interop", "report")
 """The packages that are imported when they are first used."""

@@ -18,8 +18,14 @@ Ids = Integer[np.ndarray, "_"]
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The documents of a corpus that are scored. names: theirs. short: how many were passed over because they
-    are shorter than min_tokens."""
+    """The documents of a corpus that are scored.
+
+    Attributes:
+        documents: the token ids of each.
+        names: the name of each.
+        short: how many documents were passed over because they are shorter than min_tokens.
+        min_tokens: how many tokens a document must have.
+    """
 
     documents: tuple[Ids, ...]
     names: tuple[str, ...]
@@ -31,7 +37,7 @@ class Selection:
         return of_json([document_digest(ids) for ids in self.documents])
 
     def warning(self, asked: int, corpus: str) -> str | None:
-        """A sentence where fewer were found than asked for, or a single one, which leaves no interval."""
+        """A sentence where fewer documents were found than asked for, or one, which gives no interval."""
         found = len(self.documents)
         passed = f" ({self.short} are shorter than {self.min_tokens:,} tokens)" if self.short else ""
         if found == 1:

@@ -15,7 +15,13 @@ from resonance_jax.model.decoder import Decoder
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A decoder under an encoding. label: its name for people, which no other subject has."""
+    """A decoder under an encoding, which a sweep evaluates.
+
+    Attributes:
+        label: its name for people, which no other subject has.
+        spec: the encoding.
+        lm: the decoder.
+    """
 
     label: str
     spec: rope.Specs

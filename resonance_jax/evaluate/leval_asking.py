@@ -1,4 +1,4 @@
-"""Asks a model L-Eval's questions: documents are cut, prompts encoded, answers generated greedily.
+"""How a model is asked L-Eval's questions: documents are cut, prompts encoded, answers generated greedily.
 
 data.leval has the questions and their prompts, evaluate.leval_scoring scores the answers.
 """
@@ -25,8 +25,11 @@ DYNAMIC_SCALES = ("ceil", "exact")
 class Prompt:
     """A question as the model reads it.
 
-    tokens: the prompt's ids after BOS. fact: SFiction's second prompt, which leaves the document out; None
-    for other tasks. cut: the document, with its number of tokens before and after it was cut.
+    Attributes:
+        question: the question.
+        tokens: the prompt's ids after BOS.
+        fact: SFiction's second prompt, which leaves the document out; None for other tasks.
+        cut: the document, with its number of tokens before and after it was cut.
     """
 
     question: leval.Question
@@ -36,13 +39,21 @@ class Prompt:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer of its prompts."""
+        """How many tokens the longer of its prompts has."""
         return max(len(self.tokens), 0 if self.fact is None else len(self.fact))
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A prediction as it is scored. ended: why its generation ended, "eos", "stop" or "length"."""
+    """A prediction as it is scored.
+
+    Attributes:
+        question: what was asked.
+        prediction: the text that is scored.
+        ended: why its generation ended, "eos", "stop" or "length".
+        prompt_tokens: how many tokens the prompt had.
+        cut: the document, with its number of tokens before and after it was cut.
+    """
 
     question: leval.Question
     prediction: str
@@ -149,10 +160,18 @@ def declared_length(
 class Asker:
     """Asks one model under one encoding.
 
-    spec: the encoding. length: positions that it is declared for; the table of a dynamic one follows each
-    prompt, as dynamic_scale says (`declared_length`). max_new_tokens: of an answer. stop: strings that end an
-    answer early. batch_size: questions at once, as far as they share a table. A document goes through the
-    decoder once for all its questions that share a table.
+    A document goes through the decoder once for all its questions that share a table.
+
+    Attributes:
+        lm: the decoder.
+        tokenizer: of the model.
+        spec: the encoding.
+        length: the positions that a static encoding is declared for.
+        dynamic_scale: what the table of a dynamic encoding is declared for, prompt by prompt
+            (`declared_length`).
+        max_new_tokens: the most tokens that an answer may have.
+        stop: strings that end an answer early.
+        batch_size: the most questions that are asked at once; they share a table.
     """
 
     lm: Decoder

@@ -1,4 +1,4 @@
-"""Scores answers to L-Eval's questions: what a model's text says, and how right that is.
+"""How answers to L-Eval's questions are scored: what a model's text says, and how right that is.
 
 Every rule is that of the benchmark's own scorer, the surprising ones too: published scores contain them.
 evaluate.leval_asking generates the answers.
@@ -59,11 +59,11 @@ def extract(task: str, prediction: str, answer: str) -> str | tuple[str, str]:
 
 
 def match(extracted: str, expected: str) -> float:
-    """1, 0.25 or 0: L-Eval's exact match of one extracted answer.
+    """Score one extracted answer by L-Eval's exact match: 1, 0.25 or 0.
 
-    A key of nothing but the letters A to D: 1 if equal, 0.25 if the prediction has no letter that the key
-    lacks, otherwise 0. Any other key: 1 if both are numbers and equal; if one is no number, 1 if the key is
-    found in the prediction, ignoring case and spaces.
+    Under a key of nothing but the letters A to D, an equal answer scores 1, one that has no letter that the
+    key lacks 0.25, any other 0. Under any other key, two numbers score 1 where they are equal; where either
+    is no number, the answer scores 1 if it contains the key, ignoring case and spaces.
     """
     if set(_normalised(expected)) <= set("ABCD"):
         said, key = _normalised(extracted), _normalised(expected)

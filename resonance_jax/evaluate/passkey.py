@@ -26,10 +26,14 @@ PASSED = 0.8
 class Template:
     """The wording of a prompt: five lines, of which the second and the fourth are garbage.
 
-    intro, question: the first and the last line. garbage: a sentence that is repeated, joined by spaces, and
-    cut by characters. needle: the line that holds the key, with "{key}" in its place. keys: the smallest and
-    the largest key. max_new_tokens: that a model may answer with. step: characters by which the garbage grows
-    until it fills the length.
+    Attributes:
+        name: what results call it.
+        intro, question: the first and the last line.
+        garbage: a sentence that is repeated, joined by spaces, and cut by characters.
+        needle: the line that holds the key, with "{key}" in its place.
+        keys: the smallest and the largest key.
+        max_new_tokens: the most tokens that a model may answer with.
+        step: characters by which the garbage grows until it fills the length.
     """
 
     name: str
@@ -89,8 +93,16 @@ bytes trained on it, and comparable with nothing else."""
 class Cell(TypedDict):
     """One cell of the grid: the keys found at one depth of prompts of one length.
 
-    right of `trials` keys are found; share is their ratio, low and high its 95 % Wilson interval.
-    prompt_tokens: of the longest prompt. answers: each key, and the text that the model answered with.
+    Attributes:
+        template: the name of the wording.
+        length: tokens that a prompt was made for.
+        depth: the share of the garbage that precedes the key.
+        trials: how many keys were asked for.
+        right: how many of them were found.
+        share: right / trials.
+        low, high: the 95 % Wilson interval of the share.
+        prompt_tokens: how many tokens the longest prompt has.
+        answers: each key, and the text that the model answered with.
     """
 
     template: str

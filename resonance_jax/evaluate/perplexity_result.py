@@ -19,10 +19,13 @@ class Perplexity:
     Both averages are always there: token_mean weighs every token alike, window_mean every window (so that a
     first window of 32k tokens counts as much as one of 256).
 
-    protocol, stride, bos_id: how documents were cut (evaluate.windows). length: positions of a window.
-    nll: the NLL of each window, summed over its scored tokens. scored: how many those are. document: which
-    document each window is of. position_nll, position_scored: the same sums by position in the window, in
-    bins of BIN positions.
+    Attributes:
+        protocol, stride, bos_id: how documents were cut (evaluate.windows).
+        length: positions of a window.
+        nll: the NLL of each window, summed over its scored tokens.
+        scored: how many tokens of each window were scored.
+        document: the number of the document that each window is of.
+        position_nll, position_scored: the same sums by position in the window, in bins of BIN positions.
     """
 
     protocol: str

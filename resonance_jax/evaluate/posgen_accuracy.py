@@ -36,7 +36,10 @@ class Accuracy(NamedTuple):
 class SetScores(TypedDict):
     """What an evaluation keeps of one set of `rows` sequences.
 
-    loss: [run][table] in nats per token. hits: [run][table][token], how many rows were right at a token.
+    Attributes:
+        rows: how many sequences there are.
+        loss: `[run][table]` in nats per token.
+        hits: `[run][table][token]`, how many rows were right at each token.
     """
 
     rows: int
@@ -47,8 +50,12 @@ class SetScores(TypedDict):
 class Curve(TypedDict):
     """One run under one table over all evaluations, as plain numbers (shares and nats).
 
-    best: the evaluation that the release would have tested, chosen by `val_id`. by_position: the share of
-    test rows that are right at each token, at the evaluation "best" and at the "last" one.
+    Attributes:
+        val_loss: the validation loss at each evaluation, in nats per token.
+        val_id, val_ood, test_id, test_ood: the accuracy at each evaluation, in and out of distribution.
+        best: the number of the evaluation that the release would have tested, chosen by `val_id`.
+        by_position: the share of test rows that are right at each token, at the evaluation "best" and at the
+            "last" one.
     """
 
     val_loss: list[float]

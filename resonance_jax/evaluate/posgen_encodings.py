@@ -20,7 +20,12 @@ from resonance_jax.data.posgen import PROTOCOLS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoding:
-    """A row of the paper's Table 1. spec: as evaluated. train, evaluation: the tables of the two phases."""
+    """A row of the paper's Table 1.
+
+    Attributes:
+        spec: the encoding that is evaluated.
+        train, evaluation: the tables of training and of evaluation.
+    """
 
     spec: rope.RopeSpec
     train: rope.Frequencies

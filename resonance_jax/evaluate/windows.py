@@ -23,8 +23,11 @@ Window = tuple[Int[np.ndarray, "_"], int]
 class Windowing:
     """One protocol with its settings.
 
-    protocol: one of PROTOCOLS. stride: tokens that a window advances by. bos_id: put in front of every
-    window; None: no BOS, and a window's first token is not scored. truncate: one window per document.
+    Attributes:
+        protocol: one of PROTOCOLS.
+        stride: tokens that a window advances by.
+        bos_id: put in front of every window; None: no BOS, and a window's first token is not scored.
+        truncate: keep one window per document.
     """
 
     protocol: str

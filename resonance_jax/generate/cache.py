@@ -55,11 +55,11 @@ class Cache:
     prefix: Prefix | None = None
 
     def branched(self, rows: int, capacity: int) -> "Cache":
-        """A cache of so many rows that all begin with what this one holds, kept as it lies here. Pure.
+        """A cache of several rows that all begin with what this one holds, without a copy of it. Pure.
 
         Args:
-            rows: how many.
-            capacity: how many tokens each has room for after what they share.
+            rows: how many rows.
+            capacity: how many tokens each row has room for after what they share.
 
         Raises:
             ValueError: this cache has several rows, or a prefix itself; fewer than one row, or no room.

@@ -160,7 +160,10 @@ def _start(
     capacity: int,
     sampling: Sampling | None,
 ) -> tuple[Int[Array, "B"], Cache]:
-    """Prefill: the first new token of each row, and the cache. before: what all rows begin with, in one."""
+    """Prefill: the first new token of each row, and the cache.
+
+    before: a cache of one row, which holds what all rows begin with.
+    """
     if before is None:
         scores, cache = prefill(config, params, tokens, lengths, freqs, capacity)
     else:

@@ -32,8 +32,10 @@ TEMPLATES = "additional_chat_templates"
 class Checkpoint:
     """A checkpoint that has been opened.
 
-    path: the directory or the GGUF file. stated: its config.json, or what the GGUF file's metadata says in
-    the same words.
+    Attributes:
+        path: the directory or the GGUF file.
+        stated: its config.json, or what the GGUF file's metadata says in the same words.
+        gguf: the GGUF file; None for a directory.
     """
 
     path: Path

@@ -33,8 +33,8 @@ def check_export(
 ) -> dict[str, Any]:
     """Compare a Hugging Face directory in transformers and here, both in float32.
 
-    tokens: i32[n], scored at each of `lengths` (prefixes of it). Returns "rows", one a length, and "greedy".
-    Differences of logits are in standard deviations of our logits, those of NLL in nats a token:
+    tokens: i32[n], scored at each of `lengths` (prefixes of it). Returns "rows", one per length, and
+    "greedy". Differences of logits are in standard deviations of our logits, those of NLL in nats per token:
 
         logits, nll_difference (its mean NLL minus ours)     transformers as it is
         logits_alike, nll_difference_alike                   with our cosines and sines

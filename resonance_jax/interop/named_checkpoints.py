@@ -13,8 +13,14 @@ from resonance_jax import digest
 
 @dataclasses.dataclass(frozen=True)
 class Packaged:
-    """A file inside an installed package, and how to get it. title: what it is, for people. sha256: of the
-    file's bytes."""
+    """A file inside an installed package, and how to get it.
+
+    Attributes:
+        title: what it is, for people.
+        package, file: where it lies.
+        sha256: of the file's bytes.
+        install: the command that installs the package.
+    """
 
     title: str
     package: str

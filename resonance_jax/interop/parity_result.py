@@ -17,11 +17,18 @@ PARTS = ("q", "k", "attention", "mlp", "residual")
 class Tap:
     """One tensor as both programs compute it.
 
-    encoding: its title. length: positions. dtype, precision: what was computed in, and how precise matrix
-    products were ("-" where there are none). name: of the tensor. error: the largest difference (a
-    gradient's: of norms, relative). size: the root mean square of PyTorch's. tolerance: what is allowed, None
-    where nothing is decided. by_position: the largest error in each of up to BINS stretches of the sequence,
-    where the tensor has positions.
+    Attributes:
+        encoding: its title.
+        length: positions of the sequence.
+        dtype, precision: what was computed in, and how precise matrix products were ("-" where there are
+            none).
+        name: of the tensor.
+        error: the largest difference; of a gradient, the relative difference of norms.
+        size: the root mean square of PyTorch's tensor.
+        tolerance: the error that is allowed, None where nothing is decided.
+        wrong: whether the error is larger than that.
+        by_position: the largest error in each of up to BINS stretches of the sequence, where the tensor has
+            positions.
     """
 
     encoding: str
@@ -40,8 +47,12 @@ class Tap:
 class Phases:
     """What float32 phases cost PyTorch at a length.
 
-    source: who made its frequencies. cos_sin: the largest error of its own cosines and sines against exact
-    ones. logits: how much that changes its float32 logits.
+    Attributes:
+        encoding: its title.
+        length: positions of the sequence.
+        source: who made PyTorch's frequencies.
+        cos_sin: the largest error of PyTorch's own cosines and sines against exact ones.
+        logits: how much that changes its float32 logits.
     """
 
     encoding: str
@@ -53,7 +64,7 @@ class Phases:
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Every comparison that was made, in order."""
+    """What a parity check found: every comparison that was made, in order."""
 
     taps: list[Tap]
     phases: list[Phases]

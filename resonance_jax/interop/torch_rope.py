@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class TorchTable(NamedTuple):
     """A table as PyTorch computes it.
 
-    inv_freq: radians per position. source: who computed it, for people. rtol: the relative accuracy that the
-    source's own arithmetic has.
+    Attributes:
+        inv_freq: radians per position.
+        attention_factor: multiplies cos and sin.
+        source: who computed it, for people.
+        rtol: the relative accuracy that the source's own arithmetic has.
     """
 
     inv_freq: Float64[np.ndarray, "pairs"]

@@ -29,7 +29,7 @@ class Cache(Protocol):
         """Raise ValueError if it cannot take these tokens under this table."""
 
     def positions(self, count: int) -> Int[Array, "*rows {count}"]:
-        """Of the next tokens, [count] for all rows or [B, count]."""
+        """The positions of the next `count` tokens: [count] for all rows, or [B, count]."""
         ...
 
     def attend(
@@ -47,7 +47,7 @@ class Cache(Protocol):
         ...
 
     def advanced(self: _Cache, count: int) -> _Cache:
-        """After the last layer: the cache that holds `count` tokens more in every row."""
+        """The cache once every layer has taken `count` more tokens in every row."""
         ...
 
 

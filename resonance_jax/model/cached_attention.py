@@ -19,7 +19,12 @@ QUERIES = 128
 
 
 class Prefix(NamedTuple):
-    """Keys and values of the tokens that every row begins with. length: how many there are, at most P."""
+    """Keys and values of the tokens that every row begins with.
+
+    Attributes:
+        keys, values: of the tokens, one row for all.
+        length: how many tokens there are, at most P.
+    """
 
     keys: Float[Array, "L 1 K P H"]
     values: Float[Array, "L 1 K P H"]

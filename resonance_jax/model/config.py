@@ -17,8 +17,8 @@ class DecoderConfig:
         norm_eps: added to the mean square in every norm.
         tie_embeddings: the head is the embedding.
         window: how many keys a query sees; None for all.
-        layer_types: where layers differ: a pattern of LayerTypes that repeats over the depth, or one a layer.
-            Each states its own window. None: every layer is the same.
+        layer_types: where layers differ: a pattern of LayerTypes that repeats over the depth, or one per
+            layer. Each states its own window. None: every layer is the same.
         mlp: "swiglu" (LLaMA), "geglu" (Gemma, whose GELU is the tanh approximation) or "relu" (T5).
         qkv_bias: queries, keys and values have a bias (Qwen2).
         qk_norm: queries and keys are normed, head by head, before they are rotated (Qwen3, Gemma 3).
@@ -103,7 +103,7 @@ class DecoderConfig:
 
     @property
     def types(self) -> tuple[LayerType, ...]:
-        """The type of every layer, one a layer."""
+        """The type of every layer, in their order."""
         return of_every_layer(self.layer_types, self.n_layers, self.window)
 
     def to_dict(self) -> dict[str, object]:

@@ -149,7 +149,7 @@ def hidden_states(
     key: Key[Array, ""] | None = None,
     cache: _Cache | None = None,
 ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], _Cache]:
-    """Everything but the head: the last hidden states in config.dtype, head_scale included.
+    """The last hidden states, in config.dtype: all of the decoder but its head (head_scale is applied).
 
     Args:
         config, params, tokens, freqs, positions, segment_ids, cache, key: as for `forward`.
@@ -165,7 +165,7 @@ def hidden_states(
 
 
 def head(config: DecoderConfig, params: Weights) -> Float[Array, "D V"]:
-    """The output weight."""
+    """The output weight: the head's own, or the embedding's where the two are tied."""
     if config.tie_embeddings:
         return params["embed"].T
     return params["head"]  # pyright: ignore[reportTypedDictNotRequiredAccess]  # there unless tied
@@ -240,8 +240,10 @@ def _creator(config: DecoderConfig, mesh: Mesh | None) -> Callable[[Key[Array, "
 
 
 def reach(spec: rope.Specs) -> int | None:
-    """How many positions an encoding states that it reaches: int(scale * train_length), or None where it
-    states no training length. A dynamic method has scale 1 and reaches further than it states."""
+    """How many positions an encoding says that it reaches: int(scale * train_length).
+
+    None where it states no training length. A dynamic method has scale 1 and reaches further than it says.
+    """
     return None if spec.train_length is None else int(spec.scale * spec.train_length)
 
 

@@ -47,7 +47,7 @@ def of_every_layer(
     """The type of each of `n_layers` layers.
 
     Args:
-        given: a pattern that repeats over the depth, or one a layer; None: every layer is the same.
+        given: a pattern that repeats over the depth, or one per layer; None: every layer is the same.
         n_layers: how many layers there are.
         window: of every layer, where nothing is given.
 

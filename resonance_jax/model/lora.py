@@ -26,7 +26,7 @@ LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class Adapter(NamedTuple):
-    """The product a @ b is added to a weight [L, I, O]."""
+    """An adapter of one weight [L, I, O]: the product a @ b is added to it."""
 
     a: Float[Array, "L I r"]
     b: Float[Array, "L r O"]
@@ -37,9 +37,15 @@ class Adapter(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A weight with its adapter; the decoder takes it in place of a weight. scale: alpha / r.
+    """A weight with its adapter, which the decoder takes in place of a weight.
 
-    Stacked [L, I, O], as in the params pytree, or one layer's.
+    It is stacked [L, I, O], as in the params pytree, or one layer's.
+
+    Attributes:
+        weight: the frozen weight.
+        a, b: the adapter's factors.
+        scale: alpha / r.
+        dropout: rate on the adapter's input.
     """
 
     __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shardings

@@ -9,7 +9,12 @@ import jax
 
 
 class Target(NamedTuple):
-    """platform: jax's name, cpu, gpu or tpu. capability: of an NVIDIA GPU, such as (9, 0), else None."""
+    """A platform that programs are made for.
+
+    Attributes:
+        platform: jax's name of it, "cpu", "gpu" or "tpu".
+        capability: the compute capability of an NVIDIA GPU, such as (9, 0); None elsewhere.
+    """
 
     platform: str
     capability: tuple[int, int] | None
@@ -36,7 +41,7 @@ def lowering_for(platform: str, capability: tuple[int, int] | None = None) -> It
 
 
 def default_precision() -> str:
-    """How exactly this process multiplies matrices where a product does not say: jax's name of it."""
+    """jax's name of the precision of matrix products that state none."""
     stated = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # as below
     return str(stated)
 

@@ -26,9 +26,13 @@ Leaf = TypeVar("Leaf")
 
 
 class Tree(TypedDict, Generic[Leaf]):
-    """One leaf per parameter of the decoder: its array, its sharding, its declaration.
+    """One leaf per parameter of the decoder, such as its array, its sharding or its declaration.
 
-    layers: by name, each leaf for all L layers. head: only where embeddings are not tied.
+    Attributes:
+        embed: the embedding.
+        layers: by name, each leaf for all L layers.
+        final_norm: the norm before the head.
+        head: the output weight; only where embeddings are not tied.
     """
 
     embed: Leaf

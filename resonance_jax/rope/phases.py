@@ -62,8 +62,11 @@ class Frequencies:
 Tables: TypeAlias = Frequencies | dict[str, Frequencies]
 """One table for every layer, or one for each layer type that uses RoPE, by its name."""
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""Hugging Face's names of the two common layer types: queries that see all keys before them, or a window."""
+FULL = "full_attention"
+"""Hugging Face's name of the layer type whose queries see all keys before them."""
+
+SLIDING = "sliding_attention"
+"""Hugging Face's name of the layer type whose queries see a window of the keys before them."""
 
 
 def host(
