@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what these tests do: level 1 halves it. Commands run in subprocesses use the default.
-FAST_COMPILE = "--xla_backend_optimization_level=1"
+from tests.fast_compile import FAST_COMPILE
+
+# Commands in processes of their own use the default, where a test does not say otherwise.
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

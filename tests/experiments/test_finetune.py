@@ -27,6 +27,7 @@ from resonance_jax.command import guarded, options_of, with_options
 from resonance_jax.files import read_json, write_json
 from resonance_jax.train.checkpoint import saved_params
 from tests.bucket import bucket
+from tests.fast_compile import FAST_COMPILE
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -71,7 +72,7 @@ def options(settings: dict) -> list[str]:
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     command = [sys.executable, "-m", "experiments.finetune", *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from resonance_jax.files import read_json
+from tests.fast_compile import FAST_COMPILE
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -32,7 +33,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def start(*arguments: str, shell_prefix: str = "") -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     command = [sys.executable, "-m", "experiments.from_scratch", *arguments]
     if shell_prefix:
         command = ["bash", "-c", f'{shell_prefix}; exec "$0" "$@"', *command]

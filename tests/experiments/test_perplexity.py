@@ -14,6 +14,7 @@ import pytest
 
 from resonance_jax import interop, model, rope
 from resonance_jax.files import read_json
+from tests.fast_compile import FAST_COMPILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +40,7 @@ def start(inputs: dict[str, str], folder: Path, *more: str) -> subprocess.Popen:
         *("--lengths", "32", "64", "128", "--scale", "4", "--run-dir", str(folder)),
         *("--encodings", "own", "dynamic_ntk", "resonance-dynamic_ntk", "yarn", "resonance-yarn", *more),
     ]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -25,6 +25,7 @@ from resonance_jax.parallel.mesh import make_mesh
 number = distributed.start()
 from resonance_jax import model, train
 from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
+from tests.fast_compile import FAST_COMPILE
 
 class Rows:
     batch_size, length = 8, 16
@@ -47,7 +48,7 @@ print(sorted(Rows.read))
 
 
 def run(folder: Path, count: int, save: str = "often", pause: float = 0.0) -> list[subprocess.Popen]:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.fast_compile import FAST_COMPILE
+
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "interrupted; run the same command again to go on."
 SAVED = "again to go on"
@@ -35,7 +37,7 @@ class Command:
         words = self.line.replace("INPUTS", str(inputs)).replace("OUT", str(out)).split()
         environment = {
             **os.environ,
-            "XLA_FLAGS": "--xla_backend_optimization_level=1",
+            "XLA_FLAGS": FAST_COMPILE,
             "JAX_COMPILATION_CACHE_DIR": str(inputs / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),

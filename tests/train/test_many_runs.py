@@ -17,6 +17,7 @@ import pytest
 from resonance_jax import rope, train
 from resonance_jax.model import lora
 from resonance_jax.train import many_program
+from tests.fast_compile import FAST_COMPILE
 from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +158,7 @@ np.savez(sys.argv[2], *[np.asarray(x) for x in jax.tree.leaves(runs.params)])
 
 
 def child(folder: Path, result: Path) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder), str(result)],
         cwd=ROOT,
