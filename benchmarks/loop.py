@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/loop.py [--rounds 7] [--steps 48]
 
-PosGen's decoder at width 64, batches of 128 x 64 tokens, dropout 0.1, one run on one device (`train.fit`) and
+PosGen's decoder at width 64, batches of 32 x 64 tokens, dropout 0.1, one run on one device (`train.fit`) and
 two at once (`train.fit_many`). Bare: the compiled step again and again on one batch that lies on the device,
 waited for once at the end. The loop: everything that a training does after its first call (batches read and
 placed, figures fetched, checked and written, progress told), from one call of `progress` to the last. "as it
@@ -37,7 +37,7 @@ from resonance_jax.train.loop import Fresh, run_loop
 from resonance_jax.train.many_program import ManyRunsProgram
 from resonance_jax.train.run_program import RunProgram
 
-ROWS, LENGTH, STEPS_PER_CALL, RUNS = 128, 64, 8, 2
+ROWS, LENGTH, STEPS_PER_CALL, RUNS = 32, 64, 8, 2
 MOST_MILLISECONDS, MOST = 50.0, 1.05
 OPTIMIZER = train.OptimizerConfig(lr=2e-4, beta2=0.999, schedule="onecycle", warmup=0.1)
 CONFIG = model.PRESETS["t5-small-decoder"].replace(
