@@ -65,7 +65,8 @@ class Config:
     parallel: str = "none"
     """"none": one device; "pmap": rows over this host's devices; "mesh": as the next four options say."""
     mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
-    """With --parallel mesh: over how many devices each axis goes; --sequence cuts a long window."""
+    """With --parallel mesh: over how many devices each axis goes; --sequence cuts every window, and --data
+    cuts those that are left when there are fewer of them than devices."""
     compile: str | None = None
     """Only compile the scoring of the longest window, with the TPU's own compiler, for a slice that need not
     be there: v5p:2x2x2, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""

@@ -44,6 +44,9 @@ def run(config: Config) -> int:
         print_table(table(part["rows"], lengths), f"{corpus}: perplexity over tokens, {config.protocol}")
         if part["differences"]:
             print_table(part["differences"], "Paired differences, nats per token")
+        if (done := part.get("work", {})).get("computed"):
+            share = done["computed"] / done["scored"]
+            print(f"tokens computed: {done['computed']:,} for {done['scored']:,} scored ({share:.3f})")
     no_number = result.get("no_number", [])
     for sentence in (*study.remarks, *no_number):
         print(sentence)
@@ -256,12 +259,12 @@ def write_results(
     folder: Path, config: Config, results: Results, encodings: dict[str, rope.Specs], identity: dict
 ) -> dict:
     """perplexity.csv and .png, positions.csv, and last perplexity.json, whose presence ends the run."""
-    from resonance_jax import report, rope
+    from resonance_jax import evaluate, report, rope
 
     results, no_number = split_off_no_number(results, config.checkpoints)
     longest = max(config.lengths)
     lengths = report.doubling(min(config.lengths), longest)
-    corpora: dict[str, dict[str, list]] = {}
+    corpora: dict[str, dict] = {}
     rows, positions = [], []
     for corpus, by_label in results.items():
         figures = [row for label, r in by_label.items() for row in report.figures(label, encodings[label], r)]
@@ -271,7 +274,8 @@ def write_results(
             if spec.resonance and {label, plain} <= by_label.keys():
                 a, b = by_label[label], by_label[plain]
                 gaps += [report.difference(label, a[n], plain, b[n]) for n in lengths if n in a]
-        corpora[corpus] = {"rows": figures, "differences": gaps}
+        done = evaluate.work(result for by_length in by_label.values() for result in by_length.values())
+        corpora[corpus] = {"rows": figures, "differences": gaps, "work": done}
         rows += [{"corpus": corpus, **row} for row in figures]
         for label, by_length in by_label.items():
             positions += [

@@ -244,8 +244,7 @@ def compare(
     from resonance_jax.report.finetuning_gain import write_gain
     from resonance_jax.report.labels import FINETUNED
 
-    config, tokenizer = inputs.config, inputs.tokenizer
-    heldout = inputs.corpus.split("heldout")
+    config, tokenizer, heldout = inputs.config, inputs.tokenizer, inputs.heldout
     remember(folder / "corpus.json", {"heldout": heldout.describe()})
     # A piece and its BOS fill the longest window.
     pieces, owners = evaluate.cut_pieces(

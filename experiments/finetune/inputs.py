@@ -45,7 +45,8 @@ class Inputs:
 
     checkpoint: the base, None where a model of experiments.from_scratch or a fresh one is it. from_scratch:
     the run folder of that model and its config. shape: the decoder as it is trained. own: the base's
-    encoding. specs: what it is trained under. corpus: all of its splits.
+    encoding. specs: what it is trained under. text: the split that is trained on. heldout: the one that
+    --compare scores, None without it; each is one corpus, so that its facts cost one reading.
     """
 
     config: Config
@@ -55,12 +56,8 @@ class Inputs:
     own: rope.RopeSpec
     specs: list[rope.RopeSpec]
     tokenizer: data.Tokenizer | None
-    corpus: data.Corpus
-
-    @property
-    def text(self) -> data.Corpus:
-        """The split that is trained on."""
-        return self.corpus.split(self.config.text.split)
+    text: data.Corpus
+    heldout: data.Corpus | None
 
     def own_tokenizer(self) -> bool:
         """Whether the tokenizer is the checkpoint's, so that its files and token ids stay as they are."""
@@ -82,11 +79,10 @@ class Inputs:
             base: the identity of the decoder to start from.
         """
         options = options_of(identity(self.config))
-        heldout = self.corpus.split("heldout").fingerprint if self.config.compare else None
         return {
             **self.made_by(tokens, base),
             "encodings": [spec.to_dict() for spec in self.specs],
-            "heldout": heldout,
+            "heldout": None if self.heldout is None else self.heldout.fingerprint,
             "options": {name: value for name, value in options.items() if name not in PATHS},
         }
 
@@ -126,8 +122,9 @@ def gather(config: Config) -> Inputs:
         tokenizer = data.tokenizer(text.tokenizer or "bytes", bos=text.bos)
     resolved_rule(text.rule, tokenizer)
     corpus = data.corpus(text.corpus, text_field=text.text_field, data_dir=text.data_dir)
-    inputs = Inputs(config, checkpoint, from_scratch, shape, own, specs, tokenizer, corpus)
-    _ = inputs.text  # refuses a split that is not there
+    trained_on = corpus.split(text.split)
+    heldout = corpus.split("heldout") if config.compare else None
+    inputs = Inputs(config, checkpoint, from_scratch, shape, own, specs, tokenizer, trained_on, heldout)
     if config.compare:
         _check_comparison(inputs)
     return inputs

@@ -12,7 +12,7 @@ from resonance_jax.evaluate.documents import cut_pieces, first_documents
 from resonance_jax.evaluate.encoding_sweeps import Subject, sweep_each
 from resonance_jax.evaluate.nll import token_nll
 from resonance_jax.evaluate.nll_store import Store
-from resonance_jax.evaluate.perplexity_result import Perplexity
+from resonance_jax.evaluate.perplexity_result import Perplexity, work
 from resonance_jax.evaluate.perplexity_sweep import perplexity, sweep
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "sweep",
     "sweep_each",
     "token_nll",
+    "work",
 ]

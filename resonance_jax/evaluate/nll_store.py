@@ -17,7 +17,7 @@ from resonance_jax.digest import Identity, differing, of_arrays
 from resonance_jax.evaluate.perplexity_result import Perplexity
 from resonance_jax.files import atomic
 
-_FACTS = ("protocol", "length", "stride", "bos_id")
+_FACTS = ("protocol", "length", "stride", "bos_id", "computed")
 _ARRAYS = ("nll", "scored", "document", "position_nll", "position_scored")
 
 Results = dict[int, Perplexity]

@@ -1,7 +1,8 @@
 """The result of a perplexity evaluation: sums by window and by position, and the figures made of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -26,6 +27,8 @@ class Perplexity:
         scored: how many tokens of each window were scored.
         document: the number of the document that each window is of.
         position_nll, position_scored: the same sums by position in the window, in bins of BIN positions.
+        computed: the tokens that went through the decoder for it, padding included; 0 where they went for a
+            longer one of which it is a part, or are not known.
     """
 
     protocol: str
@@ -37,6 +40,7 @@ class Perplexity:
     document: Int64[np.ndarray, "W"]
     position_nll: Float64[np.ndarray, "bins"]
     position_scored: Int64[np.ndarray, "bins"]
+    computed: int = 0
 
     @property
     def finite(self) -> bool:
@@ -89,4 +93,24 @@ def merge(parts: Sequence[Perplexity]) -> Perplexity:
         name: np.sum([getattr(part, name) for part in parts], axis=0)
         for name in ("position_nll", "position_scored")
     }
-    return dataclasses.replace(parts[0], **joined, **added)
+    known = all(part.computed for part in parts)
+    return dataclasses.replace(
+        parts[0], **joined, **added, computed=sum(part.computed for part in parts) if known else 0
+    )
+
+
+class Work(TypedDict):
+    """What scoring came to, in tokens: those that went through the decoder, padding included, and those that
+    were scored by that."""
+
+    computed: int
+    scored: int
+
+
+def work(results: Iterable[Perplexity]) -> Work:
+    """The work of results by length, or of several of them together; computed is 0 where it is not known."""
+    done = [result for result in results if result.computed]
+    return {
+        "computed": sum(result.computed for result in done),
+        "scored": sum(result.tokens for result in done),
+    }

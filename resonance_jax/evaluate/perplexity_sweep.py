@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 
 from resonance_jax import rope
 from resonance_jax.digest import Identity
-from resonance_jax.evaluate.nll import TOKENS_PER_BATCH, batched_nll
+from resonance_jax.evaluate.nll_over_devices import NllOverDevices
 from resonance_jax.evaluate.nll_store import Store, document_digest
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
 from resonance_jax.model.lowering import default_precision
-from resonance_jax.parallel.pmap import replicate
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
 """Token ids of each document, without special tokens."""
@@ -65,7 +64,8 @@ def perplexity(
         bos_id: put in front of every window; None: no BOS, and a window's first token is not scored.
         truncate: one window per document.
         groups: for each document the text it was cut from, which the bootstrap resamples; default: itself.
-        pmap: split batches over this host's devices.
+        pmap: split batches over this host's devices. On lm's mesh, if it has one, the devices of the axis
+            `data` share the documents, and cut the time of those that are left over.
         progress: called with the windows done and all windows.
 
     Raises:
@@ -75,7 +75,8 @@ def perplexity(
     how = Windowing(protocol, stride, bos_id, truncate)
     how.check(length)
     kept = _long_enough(list(documents), how, length, groups)
-    return merge([r[length] for r in _score(lm, kept, freqs, [length], how, pmap, progress)])
+    over = NllOverDevices(lm, pmap)
+    return merge([r[length] for r in _score(over, kept, freqs, [length], how, progress)])
 
 
 def sweep(
@@ -114,20 +115,22 @@ def sweep(
     for length in lengths:
         how.check(length)
     kept = _long_enough(list(documents), how, lengths[-1], groups)
-    if pmap:
-        lm = lm.replace_params(replicate(lm.params))  # here, or every document would copy the weights
+    over = NllOverDevices(lm, pmap)
     # With one window per document, a shorter context is a prefix of a longer one.
-    at_once = (protocol == "prefix" or truncate) and not spec.dynamic
+    one_window = protocol == "prefix" or truncate
+    at_once = one_window and not spec.dynamic
     passes = [lengths] if at_once else [[length] for length in lengths]
     tables = [rope.frequencies(spec, length=some[-1]) for some in passes]
     made_by = None if store is None else _identity(lm, tables, passes, how)
-    results: list[dict[int, Perplexity]] = []
+    results: dict[int, dict[int, Perplexity]] = {}
     if progress is not None:
         progress(0, len(kept))
-    # As many documents together as fill a batch of the longest windows, so that few are lost to a kill.
-    together = max(1, TOKENS_PER_BATCH // lengths[-1]) if protocol == "prefix" else 1
+    # As many documents together as fill a batch of the longest windows, so that few are lost to a kill. Of
+    # equal sizes, so that little is padding.
+    by_size = sorted(kept, key=lambda document: -len(document.tokens)) if truncate else kept
+    together = over.together(lengths[-1]) if one_window else 1
     for start in range(0, len(kept), together):
-        part = kept[start : start + together]
+        part = by_size[start : start + together]
         identities = [{**(made_by or {}), **document.identity()} for document in part]
         stored = [
             None if store is None else store.get(document.index, identity)
@@ -137,16 +140,17 @@ def sweep(
         if len(known) < len(part):
             known = [{} for _ in part]
             for freqs, some in zip(tables, passes, strict=True):
-                for mine, more in zip(known, _score(lm, part, freqs, some, how, pmap), strict=True):
+                for mine, more in zip(known, _score(over, part, freqs, some, how), strict=True):
                     mine.update(more)
             if store is not None:
                 for document, identity, result in zip(part, identities, known, strict=True):
                     if all(each.finite for each in result.values()):
                         store.put(document.index, identity, result)
-        results += known
+        results |= {document.index: result for document, result in zip(part, known, strict=True)}
         if progress is not None:
             progress(len(results), len(kept))
-    return {length: merge([r[length] for r in results]) for length in lengths}
+    ordered = [results[document.index] for document in kept]
+    return {length: merge([result[length] for result in ordered]) for length in lengths}
 
 
 def _told(tables: rope.Tables) -> list[object]:
@@ -190,12 +194,11 @@ def _long_enough(
 
 
 def _score(
-    lm: Decoder,
+    over: NllOverDevices,
     documents: Sequence[_Document],
     freqs: rope.Tables,
     lengths: Sequence[int],
     how: Windowing,
-    pmap: bool,
     progress: Progress | None = None,
 ) -> list[dict[int, Perplexity]]:
     """Each document's result at every length, from one forward at the longest.
@@ -207,17 +210,24 @@ def _score(
         cut = how.cut(document.tokens, lengths[-1])
         windows += cut
         owners += [row] * len(cut)
-    nll = _window_nll(lm, [ids for ids, _ in windows], freqs, lengths[-1], pmap, progress)
+    nll, computed = _window_nll(over, [ids for ids, _ in windows], freqs, lengths[-1], progress)
     owner = np.asarray(owners)
     first = np.asarray([first for _, first in windows])
     sizes = np.asarray([len(ids) for ids, _ in windows])
     results = []
     for row, document in enumerate(documents):
         mine = owner == row
+        work = {lengths[-1]: int(computed[mine].sum())}  # the shorter ones cost nothing more
         results.append(
             {
                 n: _summarise(
-                    nll[mine][:, : n - 1], first[mine], np.minimum(sizes[mine], n), document.group, n, how
+                    nll[mine][:, : n - 1],
+                    first[mine],
+                    np.minimum(sizes[mine], n),
+                    document.group,
+                    n,
+                    how,
+                    work.get(n, 0),
                 )
                 for n in lengths
             }
@@ -226,32 +236,28 @@ def _score(
 
 
 def _window_nll(
-    lm: Decoder,
+    over: NllOverDevices,
     windows: Sequence[Integer[np.ndarray, "_"]],
     freqs: rope.Tables,
     length: int,
-    pmap: bool,
     progress: Progress | None,
-) -> Float[np.ndarray, "W {length}-1"]:
-    """NLL in nats of every id of a window but its first; zero where a window is shorter than `length`.
-
-    Windows are padded up to one of four sizes, so that few shapes are compiled. The padding comes last,
-    where causal attention cannot see it.
-    """
-    step = max(1, -(-length // 4))
-    sizes = np.asarray([min(length, -(-len(ids) // step) * step) for ids in windows])
-    wide = np.float64 if lm.config.dtype == "float64" else np.float32
+) -> tuple[Float[np.ndarray, "W {length}-1"], Int64[np.ndarray, "W"]]:
+    """NLL in nats of every id of a window but its first, zero where a window is shorter than `length`; and
+    the tokens that were computed for it, those that fill a batch up counting with its last window."""
+    wide = np.float64 if over.lm.config.dtype == "float64" else np.float32
     result = np.zeros((len(windows), length - 1), wide)
+    computed = np.zeros(len(windows), np.int64)
     done = 0
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
-        padded = np.stack([np.pad(windows[i], (0, size - len(windows[i]))) for i in rows.tolist()])
-        for start, values in batched_nll(lm, padded, freqs, pmap):
-            result[rows[start : start + len(values)], : size - 1] = values
-            done += len(values)
-            if progress is not None:
-                progress(done, len(windows))
-    return result
+    for batch, values in over.windows(windows, freqs, length):
+        numbers = np.asarray(batch.windows)
+        width = min(batch.width, length) - 1
+        result[numbers, :width] = values[: len(numbers), :width]
+        computed[numbers] = batch.width
+        computed[numbers[-1]] += (batch.rows - len(numbers)) * batch.width
+        done += len(numbers)
+        if progress is not None:
+            progress(done, len(windows))
+    return result, computed
 
 
 def _summarise(
@@ -261,6 +267,7 @@ def _summarise(
     group: int,
     n: int,
     how: Windowing,
+    computed: int,
 ) -> Perplexity:
     """The result of the windows of one document; a window scores its positions first … size-1."""
     position = np.arange(1, n)
@@ -277,4 +284,5 @@ def _summarise(
         document=np.full(len(nll), group),
         position_nll=np.bincount(bins, values.sum(axis=0), count),
         position_scored=np.bincount(bins, scored.sum(axis=0), count).astype(np.int64),
+        computed=computed,
     )

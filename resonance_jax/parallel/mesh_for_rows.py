@@ -1,12 +1,17 @@
-"""The mesh of a training: devices that have no rows to work on cut time instead."""
+"""Devices that have no rows to work on cut time instead: the mesh of a training, and of windows to score."""
 
 import math
+from typing import TypeVar
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PyTree
 
 from resonance_jax.parallel.mesh import fill, make_mesh
 from resonance_jax.settings.mesh import MeshConfig
+
+Weights = TypeVar("Weights")
+"""A pytree of arrays."""
 
 
 def sizes_for_rows(mesh: MeshConfig, devices: int, rows: int) -> dict[str, int]:
@@ -29,3 +34,34 @@ def training_mesh(mesh: MeshConfig, rows: int) -> Mesh | None:
     """The mesh of these sizes over all devices, for batches of so many rows; None on a single device."""
     sizes = sizes_for_rows(mesh, jax.device_count(), rows)
     return make_mesh(devices=None, **sizes) if max(sizes.values()) > 1 else None
+
+
+def time_instead_of_rows(mesh: Mesh, ways: int) -> Mesh:
+    """The mesh of the same devices with `ways` times fewer along `data`, and so many more along `sequence`.
+
+    Each device keeps its place along `fsdp` and `tensor`, and with it its part of the weights.
+
+    Args:
+        mesh: over the four axes.
+        ways: a divisor of the size of `data`.
+    """
+    data, fsdp, tensor, sequence = mesh.devices.shape
+    split = mesh.devices.reshape(data // ways, ways, fsdp, tensor, sequence).transpose(0, 2, 3, 1, 4)
+    devices = split.reshape(data // ways, fsdp, tensor, ways * sequence)
+    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def same_parts(params: Weights, there: PyTree[NamedSharding], here: PyTree[NamedSharding]) -> Weights:
+    """Weights on another mesh whose devices hold the same parts of them: nothing is copied.
+
+    Args:
+        params: a pytree of arrays.
+        there: the sharding of each, as on the mesh that they lie on.
+        here: the sharding of each on the other mesh.
+    """
+
+    def moved(x: jax.Array, here: NamedSharding) -> jax.Array:
+        parts = [part.data for part in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, here, parts)
+
+    return jax.tree.map(moved, jax.device_put(params, there), here)

@@ -4,8 +4,10 @@ jit with NamedSharding (mesh.py) is the main road and scales past one host; this
 case of one host with a few devices and a model that fits on each.
 """
 
+import operator
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple, cast
 
 import jax
 import numpy as np
@@ -46,15 +48,17 @@ def over_devices(
     Returns:
         The function of the same arguments that gives `out` on the host. It repeats the last row where the
         devices do not divide the rows, so any number of rows works. params and rest go whole to every device:
-        give params that `replicate` has put there, or every call copies them anew.
+        params once, for all calls with the same arrays (jax.Array; of NumPy's every call takes what they hold
+        then). The copies go when the arrays go.
     """
     local = _local(devices)
     compiled: dict[int, Callable[..., Array]] = {}
+    copies = _Copies(local)
 
     def run(
         params: Weights, rows: Shaped[Array | np.ndarray, "rows ..."], *rest: *Rest
     ) -> Shaped[np.ndarray, "rows ..."]:
-        rows = np.asarray(rows)
+        rows, params = np.asarray(rows), copies.of(params)
         if len(rest) not in compiled:
             axes = (None, 0, *(None for _ in rest))
             compiled[len(rest)] = jax.pmap(fn, in_axes=axes, devices=local)
@@ -65,6 +69,34 @@ def over_devices(
         return out.reshape(-1, *out.shape[2:])[: len(rows)]
 
     return run
+
+
+class _Copies:
+    """The weights that were given last, on every device, for as long as they are there themselves."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        self._given: list[weakref.ref[Array]] = []
+        self._copies: object = None
+
+    def of(self, params: Weights) -> Weights:
+        """A copy of `params` on every device, made only if these are other arrays than those before."""
+        leaves, structure = jax.tree.flatten(params)
+        if not all(isinstance(leaf, jax.Array) for leaf in leaves):  # which may change in place
+            return params
+        given = [ref() for ref in self._given]
+        same = len(given) == len(leaves) and all(map(operator.is_, given, leaves))
+        if same and jax.tree.structure(self._copies) == structure:
+            return cast(Weights, self._copies)
+        copies = replicate(params, self._devices)
+        # Weights that lie on every device already are no copies: kept here they would never go.
+        if not any(map(operator.is_, jax.tree.leaves(copies), leaves)):
+            self._copies, self._given = copies, [weakref.ref(leaf, self._forget) for leaf in leaves]
+        return copies
+
+    def _forget(self, gone: "weakref.ref[Array]") -> None:
+        if any(ref is gone for ref in self._given):
+            self._given, self._copies = [], None
 
 
 def _local(devices: Sequence[Device] | None) -> list[Device]:

@@ -1,8 +1,9 @@
-"""The batches of one run: how they are read, cut into micro-batches, and placed on a mesh."""
+"""The batches of one run: how they are read ahead, cut into micro-batches, and placed on a mesh."""
 
+import contextlib
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -11,6 +12,9 @@ from jaxtyping import Array, Int
 
 from resonance_jax.parallel.mesh import sharding
 from resonance_jax.train.step import Batch, with_labels
+
+Key = TypeVar("Key")
+Placed = TypeVar("Placed")
 
 MICRO_POSITIONS = 1024
 """Positions of a micro-batch that a device should have, where short rows allow it."""
@@ -51,10 +55,36 @@ def size(batches: Batches) -> tuple[int, int]:
 
 
 def reader(batches: Batches) -> Reader:
-    """How rows of the batches are read on the host."""
+    """How rows of the batches are read on the host: copies, because a source may fill the same array anew for
+    the next step while the devices still read this one."""
     if isinstance(batches, RowReader):
-        return lambda step, start, stop: {"tokens": batches.rows(step, start, stop)}
-    return lambda step, start, stop: {k: np.asarray(v)[start:stop] for k, v in batches(step).items()}
+        return lambda step, start, stop: {"tokens": np.array(batches.rows(step, start, stop))}
+    return lambda step, start, stop: {
+        k: np.array(np.asarray(v)[start:stop]) for k, v in batches(step).items()
+    }
+
+
+class Ahead(Generic[Key, Placed]):
+    """Batches that are made ready one ahead of their use, while the devices work on the one before.
+
+    make: makes the batch of a key, and gives the same one for the same key.
+    """
+
+    def __init__(self, make: Callable[[Key], Placed]) -> None:
+        self._make = make
+        self._ready: tuple[Key, Placed] | None = None
+
+    def prepare(self, key: Key) -> None:
+        """Make the batch that is taken next. What fails here fails again, and is raised, when it is taken:
+        the steps before it are finished and logged first."""
+        self._ready = None
+        with contextlib.suppress(Exception):
+            self._ready = key, self._make(key)
+
+    def take(self, key: Key) -> Placed:
+        """The batch of a key, which is made now unless it was prepared."""
+        ready, self._ready = self._ready, None
+        return ready[1] if ready is not None and ready[0] == key else self._make(key)
 
 
 def place_batch(

@@ -21,6 +21,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Params
 from resonance_jax.model.parameters import create
 from resonance_jax.parallel import memory
+from resonance_jax.train.batches import Ahead
 from resonance_jax.train.config import TrainConfig
 from resonance_jax.train.encodings import count_of, stack_frequencies
 from resonance_jax.train.optimizer import make_optimizer
@@ -178,7 +179,7 @@ class ManyRunsProgram:
         runs, encodings = len(seeds), count_of(freqs)
         if encodings != runs:
             raise ValueError(f"{runs} seeds for {encodings} encodings; expected one for each run.")
-        self._batches, self._steps_per_call = batches, training.steps_per_call
+        self._batches, self._steps, self._steps_per_call = batches, training.steps, training.steps_per_call
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         self._params, self._create = params, jax.jit(jax.vmap(functools.partial(create, config)))
         tx = make_optimizer(training.optimizer, training.steps)
@@ -192,6 +193,8 @@ class ManyRunsProgram:
         shared = rows.ndim == (2 if examples is None else 1)
         tokens = rows.size * (1 if examples is None else examples["tokens"].shape[1])
         self.tokens_per_step = tokens * (runs if shared else 1)
+        self._where = NamedSharding(mesh, P() if shared else P(None, "runs"))
+        self._ahead = Ahead(self._placed)
         mapped = training.mapped
         if mapped == "auto":
             mapped = "map" if jax.default_backend() == "cpu" else "vmap"
@@ -212,18 +215,24 @@ class ManyRunsProgram:
         params = self._create(self._keys) if self._params is None else self._params
         return jax.device_put(self._state(params, self._keys), self._by_run)
 
+    def _placed(self, start: int) -> Steps | Int[Array, "K *E B"]:
+        """The batches of the steps from `start` on that one call may run, on the devices."""
+        # One shape for every call: at the end the last batch is repeated.
+        steps = [self._batches(min(start + i, self._steps - 1)) for i in range(self._steps_per_call)]
+        return jax.device_put(jax.tree.map(lambda *rows: np.stack(rows), *steps), self._where)
+
     def _arguments(self, start: int, count: int) -> tuple:
-        # One shape for every call: the last batch is repeated up to steps_per_call.
-        steps = [self._batches(start + min(i, count - 1)) for i in range(self._steps_per_call)]
-        batches = jax.tree.map(lambda *rows: np.stack(rows), *steps)
-        return self._freqs, batches, self._examples, np.int32(start), np.int32(count)
+        return self._freqs, self._ahead.take(start), self._examples, np.int32(start), np.int32(count)
 
     def advance(
         self, states: TrainState, start: int, count: int
     ) -> tuple[TrainState, dict[str, Float[np.ndarray, "count E"]]]:
         """(states, metrics) after the steps start … start + count - 1. Donates the states given.
 
-        A run in which something is not finite keeps its last state, and has a loss of NaN from then on.
+        A run in which something is not finite keeps its last state, and has a loss of NaN from then on. The
+        batches of the next call are read while these steps run.
         """
         states, metrics = self._run(states, *self._arguments(start, count))
+        if start + count < self._steps:
+            self._ahead.prepare(start + count)
         return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from resonance_jax import rope
 from resonance_jax.files import AnyPath, as_path, atomic
@@ -15,7 +16,7 @@ from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
 from resonance_jax.settings.lora import LoraConfig
 from resonance_jax.train import flops
-from resonance_jax.train.batches import Batches, check_rows, place_batch, reader, size
+from resonance_jax.train.batches import Ahead, Batches, check_rows, place_batch, reader, size
 from resonance_jax.train.config import SEEDS, TrainConfig, check_whole
 from resonance_jax.train.encodings import Encoding, context_length, spec_of, table
 from resonance_jax.train.history import Record
@@ -23,7 +24,7 @@ from resonance_jax.train.identity import JSON, data_digest, identity
 from resonance_jax.train.loop import Evaluator, Fresh, Progress, run_loop
 from resonance_jax.train.run_program import RunProgram
 from resonance_jax.train.state import TrainState
-from resonance_jax.train.step import Batch
+from resonance_jax.train.step import Batch, Metrics
 from resonance_jax.train.trace import Trace
 
 
@@ -111,21 +112,39 @@ def fit(
     devices = 1 if mesh is None else mesh.size
     kind = jax.devices()[0].device_kind
 
+    def placed(step: int) -> dict[str, Int[Array, "B T"]]:
+        return place_batch(functools.partial(read, step), rows, columns, mesh)
+
+    ahead = Ahead(placed)
+
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-        logged = []
+        logged: list[Metrics] = []
+        done: list[float] = []
+        began = time.monotonic()
         for step in range(start, start + count):
-            trace.before_step()
-            batch = place_batch(functools.partial(read, step), rows, columns, mesh)
-            began = time.monotonic()
+            batch = ahead.take(step)
+            trace.before_step(logged[-1:])
             state, metrics = program.step(state, frozen, batch, freqs)
-            metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            rate = rows * columns / (time.monotonic() - began)
-            share = flops.mfu(lm.config, columns, rate, devices, kind, lora)
-            logged.append(metrics | {"tokens_per_second": rate} | ({} if share is None else {"mfu": share}))
-            trace.after_step()
-            if not np.isfinite(metrics["loss"]):
-                raise FloatingPointError(_keep_batch(run_dir, step, read(step, 0, rows)))
-        return state, {name: np.stack([entry[name] for entry in logged]) for name in logged[0]}
+            logged.append(metrics)
+            trace.after_step(metrics)
+            if step + 1 < config.steps:
+                ahead.prepare(step + 1)
+            # One step works and one waits behind it: the devices never wait for the host, nor it for them.
+            if len(logged) > 1:
+                jax.block_until_ready(logged[-2])
+                done.append(time.monotonic())
+        host = jax.device_get(logged)
+        values = {name: np.stack([each[name] for each in host]) for name in host[0]}
+        rate = rows * columns / np.diff([began, *done, time.monotonic()])
+        values["tokens_per_second"] = rate
+        share = flops.mfu(lm.config, columns, 1.0, devices, kind, lora)
+        if share is not None:
+            values["mfu"] = share * rate
+        bad = np.flatnonzero(~np.isfinite(values["loss"]))
+        if len(bad):
+            step = start + int(bad[0])
+            raise FloatingPointError(_keep_batch(run_dir, step, read(step, 0, rows)))
+        return state, values
 
     with Trace(run_dir / "profile", profile) as trace:
         state, history = run_loop(

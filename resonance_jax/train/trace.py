@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+from jaxtyping import Array, PyTree
 
 from resonance_jax.files import AnyPath, as_path, is_remote, upload
 
@@ -26,18 +27,21 @@ class Trace:
         if self._running:
             self._stop()
 
-    def before_step(self) -> None:
-        """Begin the trace if this is the step to begin with."""
+    def before_step(self, earlier: PyTree[Array]) -> None:
+        """Begin the trace if this is the step to begin with. earlier: results of the step before, which is no
+        part of it."""
         if self._seen == 2 and self._count:
+            jax.block_until_ready(earlier)
             if is_remote(self._folder):
                 self._temporary = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._temporary.name if self._temporary else str(self._folder))
             self._running = True
 
-    def after_step(self) -> None:
-        """End the trace if this was the last step of it."""
+    def after_step(self, results: PyTree[Array]) -> None:
+        """End the trace if this was the last step of it. results: of the step, which is waited for then."""
         self._seen += 1
         if self._running and self._seen == 2 + self._count:
+            jax.block_until_ready(results)
             self._stop()
 
     def _stop(self) -> None:

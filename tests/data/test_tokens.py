@@ -206,6 +206,14 @@ def test_the_corpus_is_read_once_when_built_and_once_when_found(tmp_path):
     assert data.token_file(other, BYTES, tmp_path).path != first.path and other.readings == 2
 
 
+def test_what_was_just_written_is_not_read_to_verify_it(tmp_path, monkeypatch):
+    verified, checksum = [], tokens_module._checksum
+    monkeypatch.setattr(tokens_module, "_checksum", lambda *of: verified.append(of) or checksum(*of))
+    built = data.token_file(Counted("a", "b"), BYTES, tmp_path)
+    assert not verified
+    assert data.token_file(Counted("a", "b"), BYTES, tmp_path).path == built.path and len(verified) == 1
+
+
 # --- damage
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from resonance_jax import evaluate, model, rope
-from resonance_jax.evaluate import perplexity_sweep
+from resonance_jax.evaluate import nll_over_devices, perplexity_sweep
 from resonance_jax.evaluate.nll import token_nll
 from resonance_jax.evaluate.windows import cut_windows
 
@@ -222,6 +222,92 @@ def test_data_parallel_equals_one_device(small, documents, how):
         lm = lm.replace_params(jax.device_put(small.params, lm.shardings()))
     many = evaluate.perplexity(lm, documents, freqs, "sliding", 64, stride=16, bos_id=1, pmap=how == "pmap")
     np.testing.assert_allclose(many.nll, one.nll, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def over_four(small):
+    """The same decoder on four devices."""
+    from resonance_jax.parallel.mesh import make_mesh
+
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    lm = small.replace(mesh=mesh)
+    return lm.replace_params(jax.device_put(small.params, lm.shardings()))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """[rows, width] of every call of the decoder, and how many devices cut its time."""
+    seen, score = [], nll_over_devices.token_nll
+
+    def noting(lm, tokens, freqs):
+        seen.append((*tokens.shape, 1 if lm.mesh is None else lm.mesh.shape["sequence"]))
+        return score(lm, tokens, freqs)
+
+    monkeypatch.setattr(nll_over_devices, "token_nll", noting)
+    return seen
+
+
+def same_as_on_one_device(many, one):
+    """Float32 sums in another order: 1e-5 of a document's NLL."""
+    assert many.keys() == one.keys()
+    for n in one:
+        np.testing.assert_array_equal(many[n].document, one[n].document)
+        np.testing.assert_array_equal(many[n].scored, one[n].scored)
+        np.testing.assert_allclose(many[n].nll, one[n].nll, rtol=1e-5)
+
+
+def share(results):
+    done = evaluate.work(results.values())
+    return done["computed"] / done["scored"]
+
+
+@pytest.mark.parametrize("method", ["yarn", "dynamic_ntk"])
+def test_four_devices_do_four_documents_in_one_call_at_every_length(small, over_four, calls, method):
+    rng, lengths = np.random.default_rng(5), [128, 250]
+    documents = [rng.integers(0, 64, 260) for _ in range(4)]
+    many = evaluate.sweep(over_four, documents, spec(method), lengths, bos_id=1)
+    assert calls == ([(4, 250, 1)] if method == "yarn" else [(4, 128, 1), (4, 250, 1)])
+    assert share(many) <= 1.05
+    same_as_on_one_device(many, evaluate.sweep(small, documents, spec(method), lengths, bos_id=1))
+
+
+def test_what_is_left_over_is_cut_in_time_and_nothing_is_computed_twice(small, over_four, calls, tmp_path):
+    """Seven documents on four devices: four, then two halves each, then one in four parts."""
+    rng = np.random.default_rng(6)
+    documents = [rng.integers(0, 64, 260) for _ in range(7)]
+    options = {"bos_id": 1, "store": evaluate.Store(tmp_path)}
+    many = evaluate.sweep(over_four, documents, spec(), [250], **options)
+    assert calls == [(4, 250, 1), (2, 252, 2), (1, 256, 4)]
+    assert many[250].computed == 4 * 250 + 2 * 252 + 256 and 1 < share(many) <= 1.05
+    same_as_on_one_device(many, evaluate.sweep(small, documents, spec(), [250], bos_id=1))
+    calls.clear()
+    kept = evaluate.sweep(over_four, documents, spec(), [250], **options)
+    assert kept[250].computed == many[250].computed and not calls
+
+
+def test_documents_of_mixed_sizes_share_batches_with_their_like(small, over_four):
+    rng = np.random.default_rng(7)
+    documents = [rng.integers(0, 64, n) for n in (250, 130, 240, 245, 135, 252)]
+    options = {"protocol": "yarn", "truncate": True, "bos_id": 1}
+    many = evaluate.sweep(over_four, documents, spec(), [256], **options)
+    one = evaluate.sweep(small, documents, spec(), [256], **options)
+    same_as_on_one_device(many, one)
+    assert max(share(many), share(one)) <= 1.3
+
+
+def test_weights_stay_where_they_are_when_time_is_cut(small):
+    """Another mesh over the same devices, with the same parts of the weights in the same buffers."""
+    from resonance_jax.evaluate.nll_over_devices import NllOverDevices
+    from resonance_jax.parallel.mesh import make_mesh
+
+    lm = small.replace(mesh=make_mesh(data=4, tensor=2))
+    lm = lm.replace_params(jax.device_put(small.params, lm.shardings()))
+    cut = NllOverDevices(lm)._cut(2)
+    assert dict(cut.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 2}
+    where = lambda x: sorted((p.device.id, p.data.unsafe_buffer_pointer()) for p in x.addressable_shards)
+    for before, after in zip(*map(jax.tree.leaves, (lm.params, cut.params)), strict=True):
+        assert where(before) == where(after)
+        np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize(

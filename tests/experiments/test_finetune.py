@@ -24,6 +24,7 @@ from experiments.finetune import run
 from experiments.finetune.inputs import gather
 from resonance_jax import interop, model, rope, train
 from resonance_jax.command import guarded, options_of, with_options
+from resonance_jax.data import corpora
 from resonance_jax.files import read_json, write_json
 from resonance_jax.train.checkpoint import saved_params
 from tests.bucket import bucket
@@ -247,9 +248,11 @@ def test_begun_on_four_devices_it_ends_on_one(given, whole, tmp_path):
 
 
 def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
-    given, from_scratch, tmp_path, capsys
+    given, from_scratch, tmp_path, capsys, monkeypatch
 ):
     """The `cpu` preset in small: both encodings from one base, and the sweep."""
+    readings, files = [], corpora._files
+    monkeypatch.setattr(corpora, "_files", lambda *of: readings.append(of) or files(*of))
     (tmp_path / "text").mkdir()
     for number in range(12):
         (tmp_path / "text" / f"{number}.txt").write_text("abcdefgh" * 40)
@@ -257,6 +260,7 @@ def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
     where = dict(corpus=str(tmp_path / "text"), run_dir=str(tmp_path / "run"), cache_dir=None)
     config = config_of(given, **changes, **where)
     assert guarded(run, config) == 0
+    assert len(readings) == 3  # to train; of what is held out, all for its digest, and what is scored
     out, folder = capsys.readouterr().out, tmp_path / "run"
     assert "base: the RoPE model of experiments.from_scratch" in out and "Resonance YaRN, fine-tuned" in out
     base, saved = interop.load_hf(folder / "base"), saved_params(from_scratch / "train" / "checkpoints")

@@ -72,6 +72,9 @@ def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(input
     rows = results[0]["corpora"][inputs["corpus"]]["rows"]
     assert len(rows) == 15 and {row["documents"] for row in rows} == {5}
     assert all(np.isfinite(row["perplexity"]) and row["stride"] == 16 for row in rows)
+    work = results[0]["corpora"][inputs["corpus"]]["work"]
+    assert work["computed"] > work["scored"] == sum(row["tokens"] for row in rows)
+    assert f"tokens computed: {work['computed']:,} for {work['scored']:,} scored" in out
     bins = list(csv.DictReader((tmp_path / "whole" / "positions.csv").open()))
     assert sum(int(row["tokens"]) for row in bins) == sum(r["tokens"] for r in rows if r["length"] == 128)
     assert {row["from_position"] for row in bins} == {"0", "64"}

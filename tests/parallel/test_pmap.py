@@ -1,5 +1,9 @@
 """Rows over several devices: the same numbers as on one, any number of rows, weights copied once."""
 
+import functools
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +30,7 @@ def test_any_number_of_rows(count):
 
 
 def test_replicated_weights_are_on_every_device_and_stay_there():
-    """A copy from device to device is an error inside; plain weights need one in every call."""
+    """A copy from device to device is an error inside: plain weights need one in their first call alone."""
     rows, factor = np.ones((16, 4), np.float32), np.float32(1)
     run, there = over_devices(affine), replicate(PARAMS)
     for leaf, again in zip(*map(jax.tree.leaves, (there, replicate(there))), strict=True):
@@ -36,10 +40,40 @@ def test_replicated_weights_are_on_every_device_and_stay_there():
         )
         assert len({tuple(sorted(each)) for each in pointers}) == 1
     wanted = run(there, rows, factor)
-    with jax.transfer_guard_device_to_device("disallow"):
+    guarded = functools.partial(jax.transfer_guard_device_to_device, "disallow_explicit")
+    with guarded():
         np.testing.assert_array_equal(run(there, rows, factor), wanted)
         with pytest.raises(Exception, match="Disallowed device-to-device transfer"):
             run(PARAMS, rows, factor)
+    np.testing.assert_array_equal(run(PARAMS, rows, factor), wanted)
+    with guarded():
+        np.testing.assert_array_equal(run(PARAMS, rows, factor), wanted)
+
+
+def test_the_copies_follow_the_weights_and_go_with_them():
+    copies = lambda: sum(x.shape == (4, 3) and len(x.sharding.device_set) == 8 for x in jax.live_arrays())
+    gc.collect()
+    before = copies()
+    rows, factor, run = np.ones((8, 4), np.float32), np.float32(1), over_devices(affine)
+    first = jax.tree.map(lambda x: x + 1, PARAMS)
+    np.testing.assert_array_equal(run(first, rows, factor), affine(first, rows, factor))
+    held = weakref.ref(first["w"])
+    second = jax.tree.map(lambda x: x + 2, PARAMS)
+    np.testing.assert_array_equal(run(second, rows, factor), affine(second, rows, factor))
+    assert copies() == before + 1
+    changing = jax.tree.map(np.array, PARAMS)
+    for _ in range(2):  # NumPy's may change in place
+        changing["w"] += 1
+        np.testing.assert_array_equal(run(changing, rows, factor), affine(changing, rows, factor))
+    there = replicate(first)
+    run(there, rows, factor)
+    again = weakref.ref(there["w"])
+    del first, there
+    gc.collect()
+    assert held() is again() is None
+    del second
+    gc.collect()
+    assert copies() == before
 
 
 def test_an_evaluation_copies_the_weights_once(monkeypatch):

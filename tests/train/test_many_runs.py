@@ -136,10 +136,12 @@ def test_a_run_that_fails_stays_as_it_was_and_the_others_go_on(tmp_path, monkeyp
     np.testing.assert_array_equal(np.isnan(losses(sick)[:, 1]), np.arange(12) >= 5)
 
 
-def test_evaluators_run_when_they_should(tmp_path):
-    seen = []
-    evaluator = train.Evaluator(5, lambda states: seen.append(1) or {"runs": len(states.step)})
-    runs = train.fit_many(CONFIG, SEEDS, ENCODINGS, batches, config(12), tmp_path, evaluators=[evaluator])
+def test_evaluators_run_when_they_should_and_the_next_steps_are_read_by_then(tmp_path):
+    seen, read = [], []
+    evaluator = train.Evaluator(5, lambda states: seen.append(max(read)) or {"runs": len(states.step)})
+    noted = lambda step: read.append(step) or batches(step)
+    runs = train.fit_many(CONFIG, SEEDS, ENCODINGS, noted, config(12), tmp_path, evaluators=[evaluator])
+    assert seen == [8, 11, 11]  # counted from 0: of four steps a call, and none beyond the last
     records = [r for r in runs.history if "evaluation" in r]
     assert [r["step"] for r in records] == [5, 10, 12] and records[0]["evaluation"] == {"runs": 3}
     assert len(losses(runs)) == 12

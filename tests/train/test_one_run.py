@@ -14,7 +14,9 @@ import pytest
 from resonance_jax import model, rope, train
 from resonance_jax.model.kernel_choice import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
-from resonance_jax.train.batches import micro_rows, place_batch, reader
+from resonance_jax.train import one_run
+from resonance_jax.train.batches import Ahead, micro_rows, place_batch, reader
+from resonance_jax.train.checkpoint import newest_step
 from resonance_jax.train.run_program import RunProgram
 from tests.train.small import batches
 
@@ -249,12 +251,63 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_keeps_its_batch(tmp_path):
-    wild = training(optimizer=train.OptimizerConfig(lr=1e30, schedule="constant", warmup=0))
+@pytest.mark.parametrize(("a_call", "newest"), [(1, 2), (2, 2), (4, None)])
+def test_a_loss_that_is_not_finite_keeps_its_batch(tmp_path, a_call, newest):
+    """Found when the call's figures are fetched: whatever ran behind it, no state from after it is saved."""
+    wild = train.OptimizerConfig(lr=1e30, schedule="constant", warmup=0)
+    settings = training(optimizer=wild, steps_per_call=a_call, save_seconds=0.0)
     with pytest.raises(FloatingPointError, match="the loss of step 3 is not finite; its batch is in"):
-        train.fit(decoder(), data, FREQS, wild, tmp_path)
+        train.fit(decoder(), data, FREQS, settings, tmp_path)
     with np.load(tmp_path / "not-finite-step-3.npz") as kept:
         np.testing.assert_array_equal(kept["tokens"], data(2)["tokens"])
+    assert newest_step(tmp_path / "checkpoints") == newest
+    assert len(list((tmp_path / "metrics.jsonl").open())) == (newest or 0)
+
+
+def test_the_next_batch_is_placed_and_no_figure_fetched_while_a_step_runs(alone, tmp_path, monkeypatch):
+    """The order of what the host does in two calls of two steps, and the numbers of one step at a time."""
+    told, shared = [], np.zeros((ROWS, LENGTH), np.int32)
+
+    class Told(RunProgram):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            step = self.step
+            self.step = lambda *rest: told.append("step") or step(*rest)
+
+    def refilled(step):
+        told.append(step)
+        shared[:] = data(step)["tokens"]  # a source may do so: what is placed is a copy
+        return {"tokens": shared}
+
+    fetch = jax.device_get
+    monkeypatch.setattr(one_run, "RunProgram", Told)
+    monkeypatch.setattr(jax, "device_get", lambda x: told.append(f"fetch {len(x)}") or fetch(x))
+    run = train.fit(decoder(), refilled, FREQS, training(steps_per_call=5), tmp_path)
+    first = [0, "step", 1, "step", 2, "step", 3, "step", 4, "step", 5, "fetch 5"]
+    second = ["step", 6, "step", 7, "step", 8, "step", 9, "step", "fetch 5"]
+    at = told.index("step") - 1
+    assert told[at : at + len(first + second)] == first + second
+    np.testing.assert_array_equal(losses(run.history), losses(alone.history))
+    assert all(record["tokens_per_second"] > 0 for record in run.history)
+
+
+def test_a_batch_that_cannot_be_read_stops_the_run_when_its_step_comes():
+    made = []
+
+    def make(step):
+        made.append(step)
+        if step == 2:
+            raise OSError("gone")
+        return step
+
+    ahead = Ahead(make)
+    ahead.prepare(1)
+    assert ahead.take(1) == 1 and made == [1]
+    ahead.prepare(2)
+    with pytest.raises(OSError, match="gone"):
+        ahead.take(2)
+    ahead.prepare(4)
+    assert ahead.take(3) == 3  # another than was prepared
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "sequence": 2}, {"fsdp": 4, "tensor": 2}])
