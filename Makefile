@@ -33,7 +33,7 @@ test-tpu-all:  ## the same for every preset on a slice where it fits
 	@.ci/tpu all
 
 # Each writes one JSON under results/speed and exits with 1 where a target is missed; README's table follows.
-BENCH := rope attention perplexity generate posgen finetune smollm2
+BENCH := rope attention perplexity generate posgen loop finetune smollm2 decode
 bench: .venv/.ready-test .venv/.ready-models  ## speed and memory beside PyTorch at its best, lengths to 4,096
 	@missed=; for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
 	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in:$$missed"; exit 1; fi
