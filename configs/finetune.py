@@ -13,11 +13,12 @@ Expected:  cpu: the fine-tuned model's perplexity falls with length where the ba
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes
 
 from resonance_jax.settings import LoraConfig, MeshConfig, OptimizerConfig, PretrainConfig
+from resonance_jax.settings.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Fine-tune a decoder under one encoding; resumable, to the bit on the same mesh, to 1e-7 on another."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoint: str | None = None
     """What to start from: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -103,6 +106,8 @@ class Config:
 
     dtype: str = "bfloat16"
     """Dtype of activations and of the exported weights; master weights and moments are float32."""
+    precision: Precision = "auto"
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     remat: str = "full"
     """What the gradient recomputes: full (each layer), dots (all but products), none."""
     kernel: str = "auto"

@@ -12,7 +12,7 @@ from experiments.finetune.inputs import (
     find_from_scratch,
     identity,
 )
-from resonance_jax.command import open_run
+from resonance_jax.command import open_run, use_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,7 @@ def compile_ahead(config: Config, training: Callable[[Config, Mesh], train.Train
     check_numbers(config)
     chip_of(config.compile)
     without_a_tpu()
+    use_precision(config.precision, config.dtype, "tpu")
     from resonance_jax import rope
     from resonance_jax.parallel.memory import readable
     from resonance_jax.parallel.mesh import make_mesh

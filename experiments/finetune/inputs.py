@@ -81,13 +81,16 @@ class Inputs:
             tokens: of the text.
             base: the identity of the decoder to start from.
         """
+        from resonance_jax.model.lowering import stated_precision
+
         options = options_of(identity(self.config))
         heldout = self.corpus.split("heldout").fingerprint if self.config.compare else None
         return {
             **self.made_by(tokens, base),
             "encodings": [spec.to_dict() for spec in self.specs],
             "heldout": heldout,
-            "options": {name: value for name, value in options.items() if name not in PATHS},
+            "options": {k: v for k, v in options.items() if k not in (*PATHS, "precision")},
+            **stated_precision(),
         }
 
     def made_by(self, tokens: data.TokenFile, base: Identity) -> Identity:
