@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import Config
-from experiments.finetune.ahead import compile_ahead, show_plan
+from experiments.finetune.ahead import compile_ahead, search_plan, show_plan
 from experiments.finetune.export import content, export
 from experiments.finetune.inputs import Inputs, gather, identity, variants
 from resonance_jax.command import (
@@ -50,7 +50,7 @@ def run(config: Config) -> int:
     if config.compile is not None:
         return compile_ahead(config, training)
     if config.plan:
-        return show_plan(config)
+        return search_plan(config, training) if config.plan == "auto" else show_plan(config)
     from resonance_jax import data
     from resonance_jax.parallel import distributed
     from resonance_jax.parallel.mesh_for_rows import training_mesh
