@@ -13,11 +13,26 @@ Expected:  cpu: the fine-tuned model's perplexity falls with length where the ba
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes
+from tyro.constructors import PrimitiveConstructorSpec
 
 from resonance_jax.settings import LoraConfig, MeshConfig, OptimizerConfig, PretrainConfig
+from resonance_jax.settings.precision import Precision
+
+FlagOrAuto = Annotated[
+    bool | Literal["auto"],
+    PrimitiveConstructorSpec(
+        nargs=(0, 1),
+        metavar="[auto]",
+        instance_from_str=lambda words: words[0] if words else True,
+        is_instance=lambda value: value in (True, False, "auto"),
+        str_from_instance=lambda value: [str(value)],
+        choices=("auto",),
+    ),
+]
+"""An option that is a flag, or is followed by "auto"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Fine-tune a decoder under one encoding; resumable, to the bit on the same mesh, to 1e-7 on another."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoint: str | None = None
     """What to start from: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -103,6 +120,8 @@ class Config:
 
     dtype: str = "bfloat16"
     """Dtype of activations and of the exported weights; master weights and moments are float32."""
+    precision: Precision = "auto"
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     remat: str = "full"
     """What the gradient recomputes: full (each layer), dots (all but products), none."""
     kernel: str = "auto"
@@ -124,8 +143,10 @@ class Config:
     """Where checkpoints go, gs://… too; default: the run folder."""
     profile: int = 0
     """Trace so many steps into the run folder."""
-    plan: bool = False
-    """Only say what a device would hold and how long a step might take (exit code 1: it does not fit)."""
+    plan: FlagOrAuto = False
+    """Only say what a device would hold and how long a step might take (exit code 1: it does not fit). auto:
+    search the mesh, --micro and --remat that fit --devices of --chip, by the plan first and, where the TPU's
+    compiler is installed, by that last."""
     chip: str | None = None
     """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: what is here."""
     devices: int | None = None

@@ -12,7 +12,9 @@ Expected:  past 256 bytes plain RoPE's perplexity climbs several times over; eve
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from resonance_jax.settings.precision import Precision
 
 if TYPE_CHECKING:
     from resonance_jax.model import DecoderConfig
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train two small LLaMAs (RoPE and Resonance RoPE) at once, extend both by every method, compare."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     corpus: str = "stdlib"
     """The text: "stdlib" (this interpreter's own standard library), or a text file, a folder, a jsonl."""
@@ -55,6 +59,8 @@ class Config:
     them in one program. One seed gets no verdict."""
     data_seed: int = 0
     """Seed of the order of the data, the same for every model."""
+    precision: Precision = "auto"
+    """How exactly a TPU or a GPU multiplies float32 numbers, by JAX's names; auto: as float32."""
     run_dir: str | None = None
     """Where results go; default runs/from_scratch-<hash of this config>."""
 

@@ -13,14 +13,18 @@ Expected:  the row of Table 2 that a preset names is printed beside ours. None w
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
+
+from resonance_jax.settings.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Score one checkpoint under one encoding; resumable question by question."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoint: str = ""
     """A Hugging Face directory, a GGUF file, or the name of a packaged checkpoint (smollm2-135m)."""
@@ -68,6 +72,8 @@ class Config:
     id."""
     dtype: str = "float32"
     """Dtype of weights and activations."""
+    precision: Precision = "auto"
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     run_dir: str | None = None
     """Where results go; default runs/leval-<hash of this config>."""
 

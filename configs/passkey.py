@@ -13,11 +13,16 @@ Expected:  cpu: at 512 the models find some 70 % of the keys under the table the
 """
 
 import dataclasses
+from typing import ClassVar
+
+from resonance_jax.settings.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Passkey retrieval by depth and length, a grid per encoding; resumable cell by cell."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoints: tuple[str, ...] = ()
     """Each PATH or NAME=PATH: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -46,6 +51,8 @@ class Config:
     """Prompts at once."""
     dtype: str = "float32"
     """Of weights and activations of a checkpoint."""
+    precision: Precision = "auto"
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     seed: int = 0
     """Seed of the keys."""
     seeds: tuple[int, ...] = ()

@@ -11,15 +11,19 @@ Expected:  Figure 4 of the paper (no table is printed there): Resonance YaRN low
 """
 
 import dataclasses
+from typing import ClassVar
 
 from tyro.conf import OmitArgPrefixes
 
 from resonance_jax.settings import MeshConfig
+from resonance_jax.settings.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Perplexity of checkpoints x encodings x corpora x lengths; resumable document by document."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoints: tuple[str, ...]
     """Each PATH or NAME=PATH: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -62,6 +66,8 @@ class Config:
     folder of your own, of others what is held out (a TFDS corpus: its test split)."""
     dtype: str = "float32"
     """Of weights and activations; norms, rotation, softmax and loss are at least float32."""
+    precision: Precision = "auto"
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     parallel: str = "none"
     """"none": one device; "pmap": rows over this host's devices; "mesh": as the next four options say."""
     mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))

@@ -30,6 +30,8 @@ has the figures of a real run.
 import dataclasses
 from typing import Literal
 
+from resonance_jax.settings.precision import Precision
+
 TASKS = ("recursive", "cot", "semi_recursive")
 ENCODINGS = ("rope", "resonance-rope", "yarn", "resonance-yarn")
 
@@ -96,7 +98,7 @@ class Config:
     """YaRN's; None is 1."""
     long_factor: tuple[float, ...] | None = None
     """LongRoPE's factors, one for each pair; only the encoding longrope needs them."""
-    precision: Literal["auto", "float32", "tensorfloat32"] = "auto"
+    precision: Precision = "auto"
     """Of matrix products; auto is tensorfloat32 on GPUs, float32 elsewhere."""
     micro: int = 0
     """Rows whose gradients are taken at once (0: all): fewer stay in a CPU's cache, or in a GPU's memory."""

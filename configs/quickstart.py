@@ -11,11 +11,16 @@ Expected:  past 8,192 tokens plain RoPE's perplexity climbs, over the last quart
 """
 
 import dataclasses
+from typing import ClassVar
+
+from resonance_jax.settings.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A pretrained LLaMA on long passages, to beyond its training length, under every encoding; resumable."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
 
     checkpoint: str = "smollm2-135m"
     """The model: the name of a packaged checkpoint, a Hugging Face directory, or a GGUF file."""
@@ -30,5 +35,7 @@ class Config:
     """Perplexity is given at every multiple of so many positions, from one forward."""
     scale: float = 2.0
     """The paper's s, of the methods that have one."""
+    precision: Precision = "auto"
+    """How exactly a TPU or a GPU multiplies float32 numbers, by JAX's names; auto: as float32."""
     run_dir: str | None = None
     """Where results go; default runs/quickstart-<hash of this config>."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from configs.from_scratch import Config
 from resonance_jax.command import (
+    device_line,
     keep_result,
     kept_result,
     main,
@@ -24,6 +25,7 @@ from resonance_jax.command import (
     options_of,
     remember,
     use_every_core,
+    use_precision,
 )
 from resonance_jax.files import read_json, write_json, write_text
 
@@ -44,6 +46,7 @@ def run(config: Config) -> int:
     from resonance_jax.report.tables import print_table
 
     _check(config)
+    use_precision(config.precision)
     corpus = data.corpus(config.corpus)
     folder = open_run("from_scratch", config)
     text = corpus.split("train", max_bytes_per_document=64 * 1024), corpus.split("heldout")
@@ -71,7 +74,7 @@ def _check(config: Config) -> None:
 
     options = options_of(config)
     for name, value in options.items():
-        if name not in ("corpus", "seeds", "data_seed", "lr", "finetune_lr", "run_dir"):
+        if name not in ("corpus", "seeds", "data_seed", "lr", "finetune_lr", "precision", "run_dir"):
             check_whole(f"--{name.replace('_', '-')}", value, 1)
     check_whole("--data-seed", config.data_seed, 0)
     for seed in config.seeds:
@@ -94,13 +97,17 @@ def _check(config: Config) -> None:
 
 def identity(config: Config, provenance: dict[str, dict]) -> Identity:
     """What the result depends on. provenance: of both texts."""
+    from resonance_jax.model.lowering import stated_precision
+
+    options = options_of(config)
     return {
-        "options": {name: value for name, value in options_of(config).items() if name != "run_dir"},
+        "options": {name: value for name, value in options.items() if name not in ("run_dir", "precision")},
         "text": {name: each["fingerprint"] for name, each in provenance.items()},
         "encodings": [
             spec.to_dict() for resonance in (False, True) for spec in specs_of(config, resonance).values()
         ],
         "precision": "float32",
+        **stated_precision(),
     }
 
 
@@ -113,15 +120,9 @@ def _run(
     made_by: Identity,
 ) -> None:
     """Train both models, fine-tune both, evaluate everything, and write down what was found."""
-    import jax
-
     from resonance_jax import data, evaluate, report, rope
 
-    device = jax.devices()[0]
-    print(
-        f"device: {jax.local_device_count()} x {device.platform} ({device.device_kind}), "
-        f"float32, jax {jax.__version__}"
-    )
+    print(device_line("float32", config.length, config.head_dim))
     tokenizer = data.tokenizer("bytes")
     print(
         f"text: {provenance['train']['bytes'] / 1e6:.1f} MB to train on, "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.leval import PRESETS, Config, Score
-from resonance_jax.command import keep_result, kept_result, main, open_run
+from resonance_jax.command import device_line, keep_result, kept_result, main, open_run, use_precision
 from resonance_jax.command.bounds import check_at_least, check_some
 from resonance_jax.files import write_json, write_text
 
@@ -35,6 +35,7 @@ def run(config: Config | Score) -> int:
     if isinstance(config, Score):
         return score(config)
     _check(config)
+    use_precision(config.precision, config.dtype)
     study = Study(config)
     folder = open_run("leval", config)
     identity = study.identity(config.tasks)
@@ -143,6 +144,7 @@ class Study:
 
         from resonance_jax import digest, rope
         from resonance_jax.command.checkpoints import checkpoint_identity
+        from resonance_jax.model.lowering import default_precision
 
         c = self.config
         files = {task: digest.of_file(Path(c.data) / f"{task}.jsonl") for task in tasks}
@@ -161,20 +163,18 @@ class Study:
             "name": label(c),
             "dtype": c.dtype,
             "platform": jax.default_backend(),
-            "precision": str(jax.config.jax_default_matmul_precision),
+            "precision": default_precision(),
         }
 
     def result(self, folder: Path, identity: Identity) -> dict:
         """Ask every question that has no answer of these inputs yet, and write down the scores."""
-        import jax
-
         from resonance_jax import interop, rope
         from resonance_jax.command.checkpoints import scale_note
         from resonance_jax.evaluate.leval_asking import Asker
 
         c, spec = self.config, self.spec
-        print(f"device: {jax.devices()[0].device_kind}, {c.dtype}, {spec.title}, jax {jax.__version__}")
         longest = max(prompt.longest for part in self.prompts.values() for prompt in part)
+        print(f"{device_line(c.dtype, longest, self.checkpoint.config.head_dim)}\nencoding: {spec.title}")
         source = "as asked" if c.length else "as needed"
         print(
             f"length: {self.length:,} positions, {source} (the longest prompt has {longest:,} tokens, "

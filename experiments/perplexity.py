@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.perplexity import PRESETS, Config
-from resonance_jax.command import keep_result, kept_result, main, open_run
+from resonance_jax.command import device_line, keep_result, kept_result, main, open_run, use_precision
 from resonance_jax.digest import folder_name
 from resonance_jax.files import write_json, write_text
 
@@ -36,6 +36,7 @@ def run(config: Config) -> int:
     _check(config)
     if config.compile is not None:
         return compile_ahead(config)
+    use_precision(config.precision, config.dtype)
     study = Study(config, named_checkpoints(config.checkpoints))
     folder = open_run("perplexity", config)
     result = study.result(folder)
@@ -78,6 +79,7 @@ def compile_ahead(config: Config) -> int:
 
     chip_of(config.compile)
     without_a_tpu()
+    use_precision(config.precision, config.dtype, "tpu")
     from resonance_jax import model, rope
     from resonance_jax.command.checkpoints import open_if_there, split_entry
     from resonance_jax.evaluate.compiled_nll import compile_nll
@@ -167,6 +169,7 @@ class Study:
     def identity(self) -> dict:
         """What the result depends on."""
         from resonance_jax.command.checkpoints import checkpoint_identity
+        from resonance_jax.model.lowering import stated_precision
 
         c = self.config
         return {
@@ -182,6 +185,7 @@ class Study:
             "dynamic lengths": sorted(set(c.dynamic_lengths or c.lengths)),
             "protocol": [c.protocol, c.stride, c.truncate],
             "dtype": c.dtype,
+            **stated_precision(),
         }
 
     def result(self, folder: Path) -> dict:
@@ -203,7 +207,8 @@ class Study:
         c = self.config
         mesh = make_mesh(**dataclasses.asdict(c.mesh)) if c.parallel == "mesh" else None
         devices = jax.local_device_count() if c.parallel != "none" else 1
-        print(f"device: {devices} x {jax.devices()[0].device_kind}, {c.dtype}, jax {jax.__version__}")
+        head_dim = next(iter(self.checkpoints.values())).config.head_dim
+        print(device_line(c.dtype, max(c.lengths), head_dim, devices=devices))
         results: Results = {corpus: {} for corpus in c.corpora}
         encodings: dict[str, rope.Specs] = {}
         for name, checkpoint in self.checkpoints.items():

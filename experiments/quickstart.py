@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.quickstart import Config
-from resonance_jax.command import keep_result, kept_result, main, open_run, use_every_core
+from resonance_jax.command import (
+    device_line,
+    keep_result,
+    kept_result,
+    main,
+    open_run,
+    use_every_core,
+    use_precision,
+)
 from resonance_jax.command.bounds import check_at_least
 from resonance_jax.files import read_json
 
@@ -37,6 +45,7 @@ def run(config: Config) -> None:
 
     _check(config)
     use_every_core()
+    use_precision(config.precision)
     study = Study(config)
     folder = open_run("quickstart", config)
     identity = study.identity()
@@ -93,6 +102,7 @@ class Study:
     def identity(self) -> Identity:
         """What the result depends on."""
         from resonance_jax.command.checkpoints import checkpoint_identity
+        from resonance_jax.model.lowering import stated_precision
 
         return {
             "checkpoint": checkpoint_identity(self.checkpoint, self.tokenizer),
@@ -100,12 +110,11 @@ class Study:
             "encodings": [spec.to_dict() for spec in (self.everywhere | self.first_only).values()],
             "lengths": self.lengths,
             "dtype": "float32",
+            **stated_precision(),
         }
 
     def run(self, folder: Path, identity: Identity) -> None:
         """Score every document, the first one under every encoding, and write down what was found."""
-        import jax
-
         from resonance_jax import interop, report
         from resonance_jax.interop.named_checkpoints import title
         from resonance_jax.report import quickstart
@@ -114,7 +123,7 @@ class Study:
         model = title(self.config.checkpoint)
         trained = "" if L is None else f", trained at {L:,}"
         print(
-            f"device: {jax.devices()[0].device_kind}, float32, jax {jax.__version__}\n"
+            f"{device_line('float32', self.config.length, lm.config.head_dim)}\n"
             f"model: {model}, {lm.count_parameters() / 1e6:,.0f} M parameters{trained}\n"
             f"text: {self.config.corpus}: {', '.join(self.chosen.names)}"
         )

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.finetune import Config
-from experiments.finetune.ahead import compile_ahead, show_plan
+from experiments.finetune.ahead import compile_ahead, search_plan, show_plan
 from experiments.finetune.export import content, export
 from experiments.finetune.inputs import Inputs, gather, identity, variants
 from resonance_jax.command import (
     default_folder,
+    device_line,
     keep_result,
     kept_result,
     leave_on_signals,
@@ -26,6 +27,7 @@ from resonance_jax.command import (
     open_run,
     remember,
     use_every_core,
+    use_precision,
 )
 from resonance_jax.files import is_remote, reachable, write_json, write_text
 
@@ -48,7 +50,7 @@ def run(config: Config) -> int:
     if config.compile is not None:
         return compile_ahead(config, training)
     if config.plan:
-        return show_plan(config)
+        return search_plan(config, training) if config.plan == "auto" else show_plan(config)
     from resonance_jax import data
     from resonance_jax.parallel import distributed
     from resonance_jax.parallel.mesh_for_rows import training_mesh
@@ -56,6 +58,7 @@ def run(config: Config) -> int:
 
     process = distributed.start()
     leave_on_signals()  # joining the other processes may have put another handler there
+    use_precision(config.precision, config.dtype)
     inputs = gather(config)
     mesh = training_mesh(config.mesh, config.batch_size)
     check_rows(config.batch_size, training(config, mesh).micro, mesh)
@@ -142,11 +145,9 @@ class Study:
         from resonance_jax.parallel import distributed
 
         config, inputs, tokens, say = self.config, self.inputs, self.tokens, self.say
-        device, first = jax.devices()[0], jax.process_index() == 0
-        say(
-            f"device: {jax.device_count()} x {device.device_kind}, {config.dtype}, "
-            f"{jax.process_count()} process(es), jax {jax.__version__}"
-        )
+        first, H = jax.process_index() == 0, inputs.shape.head_dim
+        computing = device_line(config.dtype, config.length, H, config.kernel, jax.device_count())
+        say(f"{computing}, {jax.process_count()} process(es)")
         text, header = config.text, tokens.header
         batches = data.Batches(
             tokens, config.length, config.batch_size, config.seed, text.mode, text.source_chunk

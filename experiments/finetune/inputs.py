@@ -78,12 +78,15 @@ class Inputs:
             tokens: of the text.
             base: the identity of the decoder to start from.
         """
+        from resonance_jax.model.lowering import stated_precision
+
         options = options_of(identity(self.config))
         return {
             **self.made_by(tokens, base),
             "encodings": [spec.to_dict() for spec in self.specs],
             "heldout": None if self.heldout is None else self.heldout.fingerprint,
-            "options": {name: value for name, value in options.items() if name not in PATHS},
+            "options": {k: v for k, v in options.items() if k not in (*PATHS, "precision")},
+            **stated_precision(),
         }
 
     def made_by(self, tokens: data.TokenFile, base: Identity) -> Identity:

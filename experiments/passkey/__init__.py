@@ -9,7 +9,7 @@ Stop it at any time: the same command goes on with the next cell. configs/passke
 from __future__ import annotations
 
 from configs.passkey import Config
-from resonance_jax.command import kept_result, open_run, use_every_core
+from resonance_jax.command import kept_result, open_run, use_every_core, use_precision
 from resonance_jax.command.bounds import check_at_least, check_some
 
 
@@ -21,6 +21,7 @@ def run(config: Config) -> int:
 
     _check(config)
     use_every_core()
+    use_precision(config.precision, config.dtype if config.checkpoints else "float32")
     study = Checkpoints(config) if config.checkpoints else Trained(config)
     folder = open_run("passkey", config)
     identity = study.identity()

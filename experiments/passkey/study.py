@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.passkey import Config
-from resonance_jax.command import keep_result
+from resonance_jax.command import device_line, keep_result
 from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class Study:
         """What the models depend on, their tokenizers included."""
         raise NotImplementedError
 
+    def decoder(self) -> tuple[str, int]:
+        """The dtype and the head size of the (first) model."""
+        raise NotImplementedError
+
     def specs(self) -> dict[str, rope.Specs]:
         """Every encoding by its label."""
         return {label: spec for some in self.encodings.values() for label, spec in some.items()}
@@ -69,6 +73,8 @@ class Study:
     def identity(self) -> Identity:
         """What the result depends on."""
         import jax
+
+        from resonance_jax.model.lowering import default_precision
 
         return {
             "models": self.models_identity(),
@@ -79,22 +85,21 @@ class Study:
             "trials": self.config.trials,
             "seed": self.config.seed,
             "platform": jax.default_backend(),
-            "precision": str(jax.config.jax_default_matmul_precision),
+            "precision": default_precision(),
         }
 
     def result(self, folder: Path, identity: Identity) -> dict:
         """Ask for the cells that were not asked for under these inputs, and write down what was found."""
         import time
 
-        import jax
-
         from resonance_jax import report, rope
         from resonance_jax.evaluate import passkey
         from resonance_jax.evaluate.journal import Journal
 
-        began, device, config = time.monotonic(), jax.devices()[0], self.config
-        print(f"device: {jax.local_device_count()} x {device.device_kind}, jax {jax.__version__}")
+        began, config = time.monotonic(), self.config
         longest = max(config.lengths)
+        dtype, head_dim = self.decoder()
+        print(device_line(dtype, longest, head_dim))
         records = {
             label: rope.to_record(rope.frequencies(spec, length=longest), spec)
             for label, spec in self.specs().items()
@@ -161,6 +166,9 @@ class Checkpoints(Study):
         for length in dict.fromkeys(self.config.lengths):
             _, prompts = passkey.questions(self.wording, self.tokenizers[name], length, depth, 1)
             data.check_ids(prompts[0], checkpoint.config.vocab_size, f"A prompt for {name}")
+
+    def decoder(self) -> tuple[str, int]:
+        return self.config.dtype, next(iter(self.checkpoints.values())).config.head_dim
 
     def models_identity(self) -> Identity:
         from resonance_jax.command.checkpoints import checkpoint_identity

@@ -60,6 +60,9 @@ class Trained(Study):
             count = lambda text: len(data.prompt_ids(self.tokenizer, text))
             passkey.garbage_characters(self.wording, length, count)
 
+    def decoder(self) -> tuple[str, int]:
+        return "float32", self.config.head_dim
+
     def models_identity(self) -> Identity:
         c = self.config
         return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.posgen import Config
-from resonance_jax.command import keep_result, options_of
+from resonance_jax.command import device_line, keep_result, options_of, use_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class Study:
         self.precision = config.precision
         if self.precision == "auto":
             self.precision = "tensorfloat32" if self.device.platform == "gpu" else "float32"
-        jax.config.update("jax_default_matmul_precision", self.precision)
+        use_precision(self.precision)
         self.rows = train.Rows(config.train_rows, config.batch_size, [seed for seed, _ in self.runs])
         self.training = train.TrainConfig(
             config.epochs * self.rows.steps_per_epoch,
@@ -117,8 +117,9 @@ class Study:
         ]
 
     def identity(self, task: str) -> Identity:
-        """What a task's numbers depend on. The device is not part of it: tasks may come from several."""
-        options = options_of(self.config)
+        """What a task's numbers depend on. The device is not part of it: tasks may come from several. The
+        precision is, of which results of float32 say nothing."""
+        options, exact = options_of(self.config), self.precision == "float32"
         return {
             "task": task,
             "options": {name: value for name, value in options.items() if name not in ELSEWHERE},
@@ -126,16 +127,14 @@ class Study:
                 {table: record[table]["fingerprint"] for table in ("trained", "evaluated")}
                 for record in self.records()
             ],
+            **({} if exact else {"precision of products": self.precision}),
         }
 
     def about(self) -> str:
         """The device, and how much is trained."""
-        import jax
-
         config, steps = self.config, self.training.steps
         return (
-            f"device: {jax.local_device_count()} x {self.device.platform} ({self.device.device_kind}), "
-            f"{self.precision}, jax {jax.__version__}\n"
+            f"{device_line('float32', config.train_length, config.head_dim)}\n"
             f"{config.protocol}: {len(self.encodings)} encodings x {len(config.seeds)} seeds by "
             f"{len(self.runs)} trainings of {steps:,} steps at once, {len(config.tasks)} tasks"
         )

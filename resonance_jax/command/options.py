@@ -5,8 +5,9 @@ the field `rank` of one with OPTION_PREFIX = "lora" is --lora-rank. The same nam
 keys of a run folder's config.json.
 """
 
+import ast
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 
@@ -68,3 +69,32 @@ def _options(config: Dataclass) -> Iterator[tuple[str, object]]:
             yield from _options(value)
         else:
             yield option_name(type(config), field.name), value
+
+
+def stated_options(entries: Sequence[str]) -> dict[str, object]:
+    """Options given as entries NAME=VALUE: numbers, True, False and None as such, other values as text.
+
+    Raises ValueError for an entry without a name or an equals sign.
+    """
+    stated: dict[str, object] = {}
+    for entry in entries:
+        name, given, value = entry.partition("=")
+        if not (name and given):
+            raise ValueError(f"expected NAME=VALUE, got {entry!r}.")
+        try:
+            stated[name.strip("-").replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            stated[name.strip("-").replace("-", "_")] = value
+    return stated
+
+
+def option_words(options: Mapping[str, object]) -> list[str]:
+    """Options as they are written on a command line: a flag or its --no-, several words for a tuple."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple | list) else (value,))]
+    return words

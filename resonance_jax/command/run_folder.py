@@ -1,5 +1,6 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -21,7 +22,8 @@ def open_run(study: str, config: Dataclass) -> FilePath:
     """The run folder: config.run_dir, or runs/STUDY-HASH. Its config.json must be this config.
 
     The folder is this process's until it ends, however it ends. One in which nothing was computed yet (its
-    settings were refused, or it was stopped early) is taken over by another config.
+    settings were refused, or it was stopped early) is taken over by another config. An option named in the
+    config's class variable ADDED came later than some folders: one that does not state it has its default.
 
     Raises ValueError when the folder belongs to another config, naming the options that differ, and when
     another process works in it.
@@ -37,6 +39,8 @@ def open_run(study: str, config: Dataclass) -> FilePath:
         folder.mkdir(parents=True, exist_ok=True)
         hold(folder)
     stored = _stored(path)
+    if stored is not None:
+        stored = {**_added(config), **stored}
     if stored != asked:
         if stored is not None and _computed(child.name for child in folder.iterdir()):
             differing = sorted(k for k in stored.keys() | asked.keys() if stored.get(k) != asked.get(k))
@@ -75,8 +79,11 @@ def default_folder(study: str, config: Dataclass) -> Path:
 
 
 def config_hash(config: Dataclass) -> str:
-    """Eight hexadecimal digits of a config; --run-dir does not count."""
-    text = json.dumps(_resolved(config), sort_keys=True, default=str)
+    """Eight hexadecimal digits of a config. --run-dir does not count, nor what was ADDED and has its default,
+    so that the folders of earlier versions are found."""
+    added = _added(config)
+    counted = {k: v for k, v in _resolved(config).items() if k not in added or v != added[k]}
+    text = json.dumps(counted, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -85,6 +92,12 @@ def _resolved(config: Dataclass) -> dict[str, object]:
     values = json.loads(json.dumps(options_of(config), default=str))
     values.pop("run_dir", None)
     return values
+
+
+def _added(config: Dataclass) -> dict[str, object]:
+    """The defaults of the options that folders of earlier versions do not state."""
+    names = getattr(type(config), "ADDED", ())
+    return {f.name: f.default for f in dataclasses.fields(config) if f.name in names}
 
 
 def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from resonance_jax.model.block_pairs import block_pairs
+from resonance_jax.model.lowering import default_precision, target
 from resonance_jax.model.lowering import lowering_for as lowering_for
-from resonance_jax.model.lowering import target
 from resonance_jax.model.splash import splash
 from resonance_jax.model.xla_attention import xla_attention
 
@@ -38,6 +38,7 @@ class Request:
         causal, window, dropout: as in `attention`; dropout is whether there is any.
         segments: None, "shared" (queries and keys have the same segments) or "own" (keys have their own).
         offset: key position of query 0; None when it is an array.
+        precision: of products that state none, jax's name; "None" is jax's default.
     """
 
     platform: str
@@ -51,6 +52,7 @@ class Request:
     segments: str | None = None
     offset: int | None = 0
     dropout: bool = False
+    precision: str = "None"
 
 
 def attention(
@@ -112,6 +114,7 @@ def attention(
         segments=None if segment_ids is None else "shared" if kv_segment_ids is None else "own",
         offset=static_offset,
         dropout=dropout > 0,
+        precision=default_precision(),
     )
     name, reason = choose(request, kernel)
     if (name, reason) not in _reported:
@@ -184,6 +187,19 @@ def choose(request: Request, kernel: str = "auto") -> tuple[str, str]:
     return ("xla", f"{why}; block_pairs {refusal}") if refusal else ("block_pairs", why)
 
 
+def kernel_for(dtype: str, T: int, H: int, kernel: str = "auto") -> str:
+    """The kernel that a causal sequence of T tokens runs on here, by the precision that is set now.
+
+    Args:
+        dtype: of queries, keys and values.
+        T: tokens.
+        H: head size.
+        kernel: the name of one to force, or "auto".
+    """
+    platform, capability = target()
+    return choose(Request(platform, capability, dtype, T, T, H, precision=default_precision()), kernel)[0]
+
+
 class Choice(NamedTuple):
     """The dtype and the kernel that suit a machine, and why, as text for people."""
 
@@ -252,10 +268,16 @@ def _refuse_splash(r: Request) -> str | None:
         return "needs a TPU"
     if r.dtype not in ("bfloat16", "float32"):
         return f"needs bfloat16 or float32, not {r.dtype}"
+    if r.precision not in _BY_MOSAIC[r.dtype]:
+        return f"cannot multiply {r.dtype} numbers as {r.precision}"
     if r.segments == "own" or (r.segments and (r.T != r.S or r.offset != 0)):
         return "needs segments that queries and keys share, or a query might see no key"
     return _refuse_lonely_queries(r) or _refuse_block_pairs(r)
 
+
+_ONE_PASS = ("None", "default", "bfloat16")
+_BY_MOSAIC = {"bfloat16": _ONE_PASS, "float32": (*_ONE_PASS, "float32", "highest")}
+"""By dtype, the precisions of products that the compiler of TPU kernels has; it fails at others."""
 
 _REFUSALS: dict[str, Callable[[Request], str | None]] = {
     "xla": _refuse_xla,

@@ -46,6 +46,15 @@ def default_precision() -> str:
     return str(stated)
 
 
+def stated_precision() -> dict[str, str]:
+    """The same as part of an identity: nothing where JAX is left to its default, as commands do on a CPU.
+
+    Results that were kept before precision was stated say nothing, and are read on.
+    """
+    stated = default_precision()
+    return {} if stated == "None" else {"precision of products": stated}
+
+
 def target() -> Target:
     """The platform that this trace is lowered for, and the compute capability of its GPU."""
     stated = _stated.get()

@@ -6,6 +6,7 @@ not run. Nothing can be allocated on these devices.
 
 import functools
 import importlib.util
+import math
 import os
 import re
 
@@ -16,6 +17,10 @@ from resonance_jax.parallel.mesh import Device, slices_of
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 """How a slice's name begins; how many chips lie along each side follows, as in v5p:2x2x2."""
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+SIDES = {"v4": DEEP, "v5e": FLAT, "v5p": DEEP, "v6e": FLAT}
+"""The chips along each side of the slices that Google Cloud offers of a chip."""
 NEEDS = (
     "the TPU's compiler is not installed; pip install 'jax[tpu]' brings it (libtpu), and no TPU is needed."
 )
@@ -55,6 +60,12 @@ def chip_of(name: str) -> str:
             "v5p:2x2x2 or v6e:4x4."
         )
     return chip
+
+
+def slice_named(chip: str, chips: int) -> str | None:
+    """The name of the slice of so many chips, such as "v6e:4x4" of 16; None where there is none."""
+    sizes = {math.prod(map(int, sides.split("x"))): sides for sides in SIDES.get(chip, ())}
+    return f"{chip}:{sizes[chips]}" if chips in sizes else None
 
 
 @functools.cache

@@ -94,6 +94,30 @@ class Plan:
         ]
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Bytes on each device that last from step to step. narrowed: of the frozen weights in the dtype that the
+    activations have."""
+
+    parameters: int
+    moments: int
+    frozen: int
+    narrowed: int
+
+
+def state(config: DecoderConfig, mesh: dict[str, int], lora: adapters.LoraConfig | None = None) -> State:
+    """What lasts from step to step, whatever rows at a time and recomputation; arguments as plan's."""
+    abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
+    program = RunProgram(config, TrainConfig(1), abstract, lora)
+    frozen, item = bytes_of(program.frozen_like), jnp.dtype(config.dtype).itemsize
+    return State(
+        bytes_of(program.like.params),
+        bytes_of(program.like.opt_state),
+        frozen,
+        frozen * item // jnp.dtype(program.dtype).itemsize,
+    )
+
+
 PASSING = ("one layer's gradient", "loss chunk")
 """What is never there at the same time."""
 
@@ -106,6 +130,7 @@ def plan(
     micro: int = 0,
     lora: adapters.LoraConfig | None = None,
     chip: tuple[str, int | None] = ("cpu", None),
+    lasting: State | None = None,
 ) -> Plan:
     """Predict one training step.
 
@@ -116,14 +141,12 @@ def plan(
         micro: rows at a time over the whole mesh; 0 takes batches.micro_rows.
         lora: adapters, if they are what is trained.
         chip: (device_kind, bytes of memory), see `chip`.
+        lasting: what `state` gives for this decoder, mesh and lora, where it is known already.
     """
-    abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
     devices = math.prod(mesh.values())
     shards = mesh["data"] * mesh["fsdp"]
     micro = micro or micro_rows(batch_size, length, shards)
-    program = RunProgram(config, TrainConfig(1), abstract, lora)
-    parameters, moments = bytes_of(program.like.params), bytes_of(program.like.opt_state)
-    frozen = bytes_of(program.frozen_like)
+    held = state(config, mesh, lora) if lasting is None else lasting
     accumulated = 2 if micro < batch_size else 1  # the sum so far beside the new ones
     c, item = config, jnp.dtype(config.dtype).itemsize
     tokens = max(1, micro // shards) * length // mesh["sequence"]
@@ -132,17 +155,17 @@ def plan(
     if lora is not None and lora.dropout:
         layer += _dropped(config, tokens, item, mesh["tensor"])
     # Between micro-batches the compiler keeps what it casts of weights that never change.
-    cast = frozen * item // jnp.dtype(program.dtype).itemsize if accumulated == 2 else 0
+    cast = held.narrowed if accumulated == 2 else 0
     work = batch_size * length * (flops.per_token(config, length, lora) + _recomputed(config, length, lora))
     kind, capacity = chip
     peak = flops.peak(kind)
     return Plan(
         title=f"{devices} x {kind}, {batch_size} rows of {length:,}, {micro} at a time, remat {c.remat}",
         bytes={
-            "parameters": parameters + frozen,
-            "moments": moments,
+            "parameters": held.parameters + held.frozen,
+            "moments": held.moments,
             **({"frozen weights, cast": cast} if cast else {}),
-            "gradients": accumulated * parameters,
+            "gradients": accumulated * held.parameters,
             "residual stream": c.n_layers * _kept(config, tokens, item, mesh["tensor"]),
             PASSING[0]: layer,
             PASSING[1]: 2 * 4 * TILE + 3 * stream,

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tyro.conf import OmitArgPrefixes
 
-from resonance_jax.command import main, open_run, options_of, with_options
+from resonance_jax.command import main, open_run, option_words, options_of, stated_options, with_options
 from resonance_jax.command.run_folder import config_hash
 from resonance_jax.settings import LoraConfig, OptimizerConfig
 
@@ -117,3 +117,18 @@ def test_a_config_is_told_apart_from_every_other_but_not_by_its_folder():
     others = [with_options(one, lr=1.0), with_options(one, lora_alpha=1.0), with_options(one, steps=1)]
     assert len({config_hash(config) for config in (one, *others)}) == 4
     assert config_hash(with_options(one, run_dir="elsewhere")) == config_hash(one)
+
+
+def test_options_as_entries_and_as_words_lead_to_the_same_config(monkeypatch):
+    stated = stated_options(["steps=7", "--lora=True", "lora-alpha=0.5", "run_dir=a=b", "freeze=('a','b')"])
+    assert stated == {
+        **{"steps": 7, "lora": True, "lora_alpha": 0.5},
+        **{"run_dir": "a=b", "freeze": ("a", "b")},
+    }
+    words = option_words({**stated, "lora": False})
+    assert words[:3] == ["--steps", "7", "--no-lora"] and words[-3:] == ["--freeze", "a", "b"]
+    config, _ = parsed(monkeypatch, "two", *words)
+    assert config == with_options(Config(), **{**stated, "lora": False})
+    for wrong in ("steps", "=3"):
+        with pytest.raises(ValueError, match="expected NAME=VALUE, got"):
+            stated_options([wrong])

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
@@ -38,6 +39,24 @@ def test_a_folder_is_another_configs_once_something_was_computed(tmp_path):
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"another config \(steps: 4 there, 3 here\)"):
         open_run("study", first)
+
+
+def test_a_folder_without_a_later_option_has_its_default(tmp_path):
+    """As one of a version before --precision: the same folder by default, another run's for another value."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(Config):
+        ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+        precision: str = "auto"
+
+    where = str(tmp_path / "run")
+    (open_run("study", Config(run_dir=where)) / "metrics.jsonl").write_text("")
+    assert open_run("study", Later(run_dir=where)).name == "run"
+    with pytest.raises(ValueError, match=r"\(precision: 'auto' there, 'bfloat16' here\)"):
+        open_run("study", Later(precision="bfloat16", run_dir=where))
+    folders = [default_folder("study", c) for c in (Config(), Later(), Later(precision="bfloat16"))]
+    assert folders[0] == folders[1] != folders[2]
+    assert stated_config(open_run("study", Later(run_dir=str(tmp_path / "new"))), Later).precision == "auto"
 
 
 def test_a_folder_belongs_to_one_process(tmp_path):

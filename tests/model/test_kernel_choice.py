@@ -139,6 +139,10 @@ TPU = dict(platform="tpu")
         (request(**TPU, T=1024, offset=3072, window=100), "splash", "fused"),
         (request(**TPU, offset=-1), "block_pairs", "at least one key"),
         (request(**TPU, dtype="float64"), "block_pairs", "not float64"),
+        (request(**TPU, dtype="float32", precision="float32"), "splash", "fused"),
+        (request(**TPU, dtype="float32", precision="tensorfloat32"), "block_pairs", "as tensorfloat32"),
+        (request(**TPU, precision="bfloat16"), "splash", "fused"),
+        (request(**TPU, precision="float32"), "block_pairs", "bfloat16 numbers as float32"),
     ],
 )
 def test_the_choice(asked, kernel, why):

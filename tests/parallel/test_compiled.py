@@ -36,6 +36,16 @@ def test_products_by_type_and_precision():
         assert count() == {"f32 x f32 -> f32, HIGHEST": 1, "bf16 x bf16 -> f32, HIGHEST": 1}
 
 
+def test_a_product_that_states_no_precision_asks_for_the_default():
+    """As MLIR prints one without the attribute, and as it prints one with it."""
+    kinds = "(tensor<4x8xf32>, tensor<8x2xbf16>) -> tensor<4x2xf32>"
+    plain = f"%2 = stablehlo.dot_general %0, %1, contracting_dims = [1] x [0] : {kinds} loc(#loc4)"
+    stated = plain.replace(" : ", ", precision = [HIGH, HIGHEST] : ")
+    assert products(plain) == {"f32 x bf16 -> f32, DEFAULT": 1}
+    assert products(stated) == {"f32 x bf16 -> f32, HIGH and HIGHEST": 1}
+    assert products(f"{plain}\n{stated}\n{plain}")["f32 x bf16 -> f32, DEFAULT"] == 2
+
+
 @pytest.mark.parametrize("name", ["abacus:2x2", "v5p", "v5p:2", "v5p:0x2x2", "v5p:2x2x2x2", ""])
 def test_no_such_slice(name):
     with pytest.raises(ValueError, match="there is no slice"):

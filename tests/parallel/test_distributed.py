@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from resonance_jax.parallel import distributed
+from tests.fast_compile import FAST_COMPILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,6 @@ from resonance_jax.parallel.mesh import make_mesh
 number = distributed.start()
 from resonance_jax import model, train
 from tests.train.small import CONFIG, ENCODINGS, OPTIMIZER, batches
-from tests.fast_compile import FAST_COMPILE
 
 class Rows:
     batch_size, length = 8, 16

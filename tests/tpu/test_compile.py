@@ -70,6 +70,26 @@ def test_a_small_step_compiles_with_the_splash_kernel(tmp_path):
     assert "no TPU" not in err and not (tmp_path / "run" / "finetune.json").exists()
 
 
+def test_float32_is_multiplied_as_float32_by_the_splash_kernel_too(tmp_path):
+    words = [
+        "cpu",
+        "--from-scratch",
+        "None",
+        "--length",
+        "2048",
+        "--batch-size",
+        "4",
+        "--data",
+        "1",
+        "--fsdp",
+        "4",
+    ]
+    code, _, err = command(tmp_path / "run", *words, "--compile", "v5e:2x2")
+    assert code == 0, err
+    report = read_json(tmp_path / "run" / "tpu_compile.json")
+    assert list(report["products"]) == ["f32 x f32 -> f32, HIGHEST"] and report["attention"] == "splash"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "cpu"])
 def test_every_preset_compiles_for_a_slice(tmp_path, preset):
