@@ -75,6 +75,8 @@ def machine():
 
     from resonance_jax.report.provenance import processor
 
+    # Where data lies on one machine says nothing on another.
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     installed = {}
     for name in ("jax", "jaxlib", "numpy", "torch", "transformers"):
@@ -83,7 +85,7 @@ def machine():
         except PackageNotFoundError:
             installed[name] = None
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given]),
         "commit": commit.stdout.strip(),
         "device": jax.devices()[0].device_kind,
         "cpu": processor(),

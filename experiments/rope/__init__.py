@@ -11,14 +11,13 @@ configs/rope.py has every setting.
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.rope import Explain, Export, Numerics, Show
-from experiments.rope.encodings import tables_of
+from experiments.rope.encodings import config_at, tables_of
 from experiments.rope.export import export
 from resonance_jax.command import open_run
-from resonance_jax.files import read_json, write_json, write_text
+from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
     from resonance_jax.rope import Frequencies, RopeSpec
@@ -66,25 +65,14 @@ def _check_memory(length: int, head_dim: int) -> None:
 
 def explain(config: Explain) -> None:
     from resonance_jax import rope
-    from resonance_jax.interop.hf_config import read_config
 
-    path = Path(config.config)
-    if path.is_dir():
-        print(rope.explain(read_config(path), length=config.length, layer_type=config.layer_type))
-    elif path.is_file():
-        print(
-            rope.explain(
-                read_json(path, remedy="expected a config.json"),
-                length=config.length,
-                layer_type=config.layer_type,
-            )
-        )
-    elif path.suffix or len(path.parts) > 1:
-        raise ValueError(f"there is no file or directory {path}; expected a config.json, or its directory.")
-    else:
-        specs, _, length, _ = tables_of([config.config], config)
-        for spec in specs.values():
-            print(rope.explain(spec, length=length if spec.dynamic else None))
+    stated = config_at(config.config)
+    if stated is not None:
+        print(rope.explain(stated, length=config.length, layer_type=config.layer_type))
+        return
+    specs, _, length, _ = tables_of([config.config], config)
+    for spec in specs.values():
+        print(rope.explain(spec, length=length if spec.dynamic else None))
 
 
 def records(specs: "dict[str, RopeSpec]", tables: "dict[str, Frequencies]") -> dict[str, object]:

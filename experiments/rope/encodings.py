@@ -4,7 +4,7 @@ import ast
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs.rope import Table
 from resonance_jax.files import read_json
@@ -22,24 +22,28 @@ def lengths(scale: float | None, train_length: int, length: int | None) -> tuple
     return scale, int(scale * train_length) if length is None else length
 
 
-def stated_in(name: str) -> "dict[str, RopeSpec] | None":
-    """{label: RopeSpec} of a config.json or of a directory with one; None where the name is neither.
+def config_at(name: str) -> dict[str, Any] | None:
+    """The config.json of a file or a directory; None where the name is neither, as a method's is.
 
-    The label is the encoding's title, and after a comma the layer type where layers differ. Raises ValueError
-    for a path at which there is nothing.
+    Raises ValueError for a path at which there is nothing.
     """
     from resonance_jax.interop.hf_config import read_config
-    from resonance_jax.rope.hf import from_hf, layer_dicts
 
     path = Path(name)
     if path.is_dir():
-        config = read_config(path)
-    elif path.is_file():
-        config = read_json(path, remedy="expected a config.json")
-    elif path.suffix or len(path.parts) > 1:
+        return read_config(path)
+    if path.is_file():
+        return read_json(path, remedy="expected a config.json")
+    if path.suffix or len(path.parts) > 1:
         raise ValueError(f"there is no file or directory {path}; expected a config.json, or its directory.")
-    else:
-        return None
+    return None
+
+
+def stated_in(config: dict[str, Any]) -> "dict[str, RopeSpec]":
+    """{label: RopeSpec} of a config.json: the encoding's title, and a comma and the layer type where layers
+    differ."""
+    from resonance_jax.rope.hf import from_hf, layer_dicts
+
     specs = {layer_type: from_hf(config, layer_type) for layer_type in layer_dicts(config)}
     return {spec.title + (f", {kind}" if kind else ""): spec for kind, spec in specs.items()}
 
@@ -52,10 +56,11 @@ def with_files(names: Iterable[str], c: Asked) -> "tuple[Asked, dict[str, RopeSp
     """
     stated, others, main = {}, [], None
     for name in names:
-        found = stated_in(name)
-        if found is None:
+        config = config_at(name)
+        if config is None:
             others.append(name)
             continue
+        found = stated_in(config)
         for label, spec in found.items():
             if label in stated:
                 raise ValueError(f"two files state {label}; look at one at a time.")
