@@ -43,7 +43,7 @@ class Config:
     train_length: int | None = None
     """The paper's L; default: what the checkpoint's config states."""
     protocol: str = "prefix"
-    """"prefix", "sliding" or "yarn" (resonance_jax/evaluate/windows.py says what each scores)."""
+    """"prefix", "sliding" or "yarn" (evaluate.perplexity_protocols says what each scores)."""
     stride: int = 256
     """Tokens that a sliding window advances by."""
     truncate: bool = False

@@ -57,7 +57,7 @@ def run(config: Config) -> int:
 
 def _check(config: Config) -> None:
     """Raise ValueError before anything is read or made."""
-    from resonance_jax.evaluate.windows import Windowing
+    from resonance_jax.evaluate.perplexity_protocols import Windowing
 
     for name in ("corpora", "encodings", "lengths"):
         if not getattr(config, name):
@@ -139,7 +139,7 @@ class Study:
     def _documents(self, corpus: str, name: str) -> Selection:
         """The documents that are scored, which are told of once for every tokenizer."""
         from resonance_jax import data, evaluate
-        from resonance_jax.evaluate.windows import Windowing
+        from resonance_jax.evaluate.perplexity_protocols import Windowing
 
         c, tokenizer = self.config, self.tokenizers[name]
         how = Windowing(c.protocol, c.stride, tokenizer.bos_id, c.truncate)

@@ -75,7 +75,7 @@ class Study:
 
     def __init__(self, config: Config):
         from resonance_jax import data, evaluate, interop, rope
-        from resonance_jax.evaluate.windows import Windowing
+        from resonance_jax.evaluate.perplexity_protocols import Windowing
 
         self.config = config
         self.checkpoint = interop.open_checkpoint(config.checkpoint)

@@ -3,8 +3,8 @@
 from resonance_jax.command.child_command import run_command
 from resonance_jax.command.command_line import main
 from resonance_jax.command.device import device_line
-from resonance_jax.command.exit_codes import guarded
 from resonance_jax.command.host_devices import use_every_core
+from resonance_jax.command.one_sentence_errors import guarded
 from resonance_jax.command.options import option_words, options_of, stated_options, with_options
 from resonance_jax.command.precision import use_precision
 from resonance_jax.command.result_file import keep_result, kept_result

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
-from resonance_jax.command.exit_codes import guarded
+from resonance_jax.command.one_sentence_errors import guarded
 from resonance_jax.command.signals import leave_on_signals
 
 Config = TypeVar("Config")

@@ -21,7 +21,7 @@ class Perplexity:
     first window of 32k tokens counts as much as one of 256).
 
     Attributes:
-        protocol, stride, bos_id: how documents were cut (evaluate.windows).
+        protocol, stride, bos_id: how documents were cut (evaluate.perplexity_protocols).
         length: positions of a window.
         nll: the NLL of each window, summed over its scored tokens.
         scored: how many tokens of each window were scored.

@@ -1,6 +1,6 @@
 """Perplexity against context length, at one length or at many, on documents of token ids.
 
-evaluate.windows says what the named protocols score, evaluate.perplexity_result what comes out.
+evaluate.perplexity_protocols says what the named protocols score, evaluate.perplexity_result what comes out.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from resonance_jax import rope
 from resonance_jax.digest import Identity
 from resonance_jax.evaluate.nll_over_devices import NllOverDevices
 from resonance_jax.evaluate.nll_store import Store, document_digest
+from resonance_jax.evaluate.perplexity_protocols import Windowing
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
-from resonance_jax.evaluate.windows import Windowing
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
 from resonance_jax.model.lowering import default_precision
@@ -58,7 +58,7 @@ def perplexity(
         lm: the decoder.
         documents: token ids of each document.
         freqs: the table; a dynamic encoding's has to be that of `length`.
-        protocol: "prefix", "sliding" or "yarn" (evaluate.windows).
+        protocol: "prefix", "sliding" or "yarn" (evaluate.perplexity_protocols).
         length: positions of a window, BOS included.
         stride: tokens that a window advances by; `prefix` has a single window.
         bos_id: put in front of every window; None: no BOS, and a window's first token is not scored.

@@ -7,7 +7,7 @@ import pytest
 from resonance_jax import evaluate, model, rope
 from resonance_jax.evaluate import nll_over_devices, perplexity_sweep
 from resonance_jax.evaluate.nll import token_nll
-from resonance_jax.evaluate.windows import cut_windows
+from resonance_jax.evaluate.perplexity_protocols import cut_windows
 
 
 @pytest.fixture(scope="module")
