@@ -227,7 +227,7 @@ def training(config: Config, mesh: Mesh | None) -> train.TrainConfig:
         config.steps,
         config.optimizer,
         micro=config.micro or micro_rows(config.batch_size, config.length, shards),
-        steps_per_call=1,
+        steps_per_call=None,
         save_seconds=config.save_seconds,
     )
 

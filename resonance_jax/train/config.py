@@ -7,6 +7,8 @@ import numbers
 from resonance_jax.settings.optimizer import OptimizerConfig
 
 MAPPED = ("auto", "vmap", "map")
+PACED_STEPS = 8
+"""The most steps of a call where nobody says how many."""
 SEEDS = 1 << 32
 """Seeds are below it: they are 32 bits on the devices."""
 
@@ -16,21 +18,28 @@ class TrainConfig:
     """How long and how a run trains. Raises ValueError for numbers that no training can have.
 
     steps: optimizer steps. optimizer: AdamW's numbers. micro: rows in a micro-batch (0: all rows at once).
-    steps_per_call: steps between two looks at the clock, at signals and at the log. mapped: how fit_many maps
-    the runs on one device: "vmap", "map", or "auto". save_seconds: between checkpoints (0: after every call).
+    steps_per_call: steps between two looks at the clock, at signals and at the log; None: as many as fit
+    into a second, at most PACED_STEPS. mapped: how fit_many maps the runs on one device: "vmap", "map", or
+    "auto". save_seconds: between checkpoints (0: after every call).
     """
 
     steps: int
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     micro: int = 0
-    steps_per_call: int = 8
+    steps_per_call: int | None = 8
     mapped: str = "auto"
     save_seconds: float = 30.0
+
+    @property
+    def most_steps_per_call(self) -> int:
+        """The most steps of a call."""
+        return self.steps_per_call or PACED_STEPS
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)
         check_whole("micro", self.micro, 0)
-        check_whole("steps_per_call", self.steps_per_call, 1)
+        if self.steps_per_call is not None:
+            check_whole("steps_per_call", self.steps_per_call, 1)
         if self.mapped not in MAPPED:
             raise ValueError(f"unknown mapped {self.mapped!r}; expected one of {', '.join(MAPPED)}.")
         if math.isnan(self.save_seconds) or self.save_seconds < 0:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 
 from resonance_jax.files import AnyPath, as_path
 from resonance_jax.train.checkpoint import Checkpoints
-from resonance_jax.train.config import check_whole
+from resonance_jax.train.config import PACED_STEPS, check_whole
 from resonance_jax.train.history import History, Record
 from resonance_jax.train.identity import Identity
 
@@ -25,6 +25,9 @@ Progress = Callable[..., None]
 
 State = TypeVar("State")
 """A pytree of arrays."""
+
+CALL_SECONDS = 1.0
+"""About how long a call of advance lasts where nobody says of how many steps it is."""
 
 Advance = Callable[[State, int, int], tuple[State, Mapping[str, Num[Array, "..."] | Num[np.ndarray, "..."]]]]
 """advance(state, start, count): (state, metrics [count, ...]) after the steps start … start + count - 1."""
@@ -63,7 +66,7 @@ def run_loop(
     run_dir: AnyPath,
     made_by: Identity,
     *,
-    steps_per_call: int = 8,
+    steps_per_call: int | None = 8,
     save_seconds: float = 30.0,
     tokens_per_step: int = 0,
     evaluators: Iterable[Evaluator] = (),
@@ -86,7 +89,8 @@ def run_loop(
         steps: where to stop.
         run_dir: the run's folder, which may be gs://…
         made_by: a checkpoint that something else made is refused.
-        steps_per_call: at most so many steps in one call of advance.
+        steps_per_call: at most so many steps in one call of advance, which signals, progress and the log wait
+            for; None: as many as fit into CALL_SECONDS by the call before, at most PACED_STEPS.
         save_seconds: between checkpoints; one is always saved at the end.
         tokens_per_step: for the figures of progress.
         evaluators: see Evaluator.
@@ -118,11 +122,14 @@ def run_loop(
         stack.callback(history.flush, due=True)
         step, saved, began = start, time.monotonic(), time.monotonic()
         asked_to_stop = stack.enter_context(_signals())
+        pace = steps_per_call or 1
 
         while step < steps:
-            count = min([steps_per_call, steps - step, *(e.every - step % e.every for e in evaluators)])
+            ends = (e.every - step % e.every for e in evaluators)
+            count, called = min([pace, steps - step, *ends]), time.monotonic()
             state, metrics = advance(state, step, count)
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
+            pace = steps_per_call or paced(count, time.monotonic() - called)
             for i in range(count):
                 values = {name: value[i].tolist() for name, value in metrics.items()}
                 history.add({"step": step + i + 1, **values})
@@ -141,7 +148,8 @@ def run_loop(
             if progress is not None and first:
                 rate = (step - start) * tokens_per_step / elapsed
                 progress(step, steps, loss=float(np.nanmean(metrics["loss"][-1])), tokens_per_second=rate)
-            stop, due = _agreed(asked_to_stop.is_set(), time.monotonic() - saved > save_seconds)
+            due = time.monotonic() - saved > save_seconds
+            stop, due, pace = _agreed(asked_to_stop.is_set(), due, pace)
             if stop or step == steps or due:
                 history.flush(due=True)
                 checkpoints.save(step, state, history.digest())
@@ -176,14 +184,19 @@ class _Failures:
             )
 
 
-def _agreed(stop: bool, due: bool) -> tuple[bool, bool]:
-    """The same for all processes: stop when one was asked to, save when it is time on the first one."""
+def paced(steps: int, seconds: float) -> int:
+    """Steps that fit into CALL_SECONDS, 1 to PACED_STEPS, where so many steps took so many seconds."""
+    return max(1, int(min(PACED_STEPS, steps * CALL_SECONDS / max(seconds, 1e-6))))
+
+
+def _agreed(stop: bool, due: bool, pace: int) -> tuple[bool, bool, int]:
+    """The same for all processes: stop when one was asked to, save and pace as the first one says."""
     if jax.process_count() == 1:
-        return stop, due
+        return stop, due, pace
     from jax.experimental.multihost_utils import process_allgather
 
-    asked = np.asarray(process_allgather(np.asarray([stop, due])))
-    return bool(asked[:, 0].any()), bool(asked[0, 1])
+    asked = np.asarray(process_allgather(np.asarray([stop, due, pace], np.int32)))
+    return bool(asked[:, 0].any()), bool(asked[0, 1]), int(asked[0, 2])
 
 
 class _signals:

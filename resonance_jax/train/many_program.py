@@ -106,7 +106,7 @@ def _program(
             state, metrics = _guarded_step(config, tx, state, start + i, batch, freqs, training.micro)
             return state, {name: log[name].at[i].set(metrics[name].astype(wide)) for name in METRICS}
 
-        log = {name: jnp.zeros(training.steps_per_call, wide) for name in METRICS}
+        log = {name: jnp.zeros(training.most_steps_per_call, wide) for name in METRICS}
         return jax.lax.fori_loop(0, count, step, (state, log))
 
     def local(
@@ -179,7 +179,7 @@ class ManyRunsProgram:
         runs, encodings = len(seeds), count_of(freqs)
         if encodings != runs:
             raise ValueError(f"{runs} seeds for {encodings} encodings; expected one for each run.")
-        self._batches, self._steps, self._steps_per_call = batches, training.steps, training.steps_per_call
+        self._batches, self._training = batches, training
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         self._params, self._create = params, jax.jit(jax.vmap(functools.partial(create, config)))
         tx = make_optimizer(training.optimizer, training.steps)
@@ -218,7 +218,8 @@ class ManyRunsProgram:
     def _placed(self, start: int) -> Steps | Int[Array, "K *E B"]:
         """The batches of the steps from `start` on that one call may run, on the devices."""
         # One shape for every call: at the end the last batch is repeated.
-        steps = [self._batches(min(start + i, self._steps - 1)) for i in range(self._steps_per_call)]
+        last, count = self._training.steps - 1, self._training.most_steps_per_call
+        steps = [self._batches(min(start + i, last)) for i in range(count)]
         return jax.device_put(jax.tree.map(lambda *rows: np.stack(rows), *steps), self._where)
 
     def _arguments(self, start: int, count: int) -> tuple:
@@ -233,6 +234,6 @@ class ManyRunsProgram:
         batches of the next call are read while these steps run.
         """
         states, metrics = self._run(states, *self._arguments(start, count))
-        if start + count < self._steps:
+        if start + count < self._training.steps:
             self._ahead.prepare(start + count)
         return states, {name: np.asarray(value)[:count] for name, value in metrics.items()}

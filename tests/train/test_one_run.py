@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 from resonance_jax import model, rope, train
 from resonance_jax.model.kernel_choice import lowering_for
 from resonance_jax.parallel.mesh import AXES, make_mesh
-from resonance_jax.train import one_run
+from resonance_jax.train import loop, one_run
 from resonance_jax.train.batches import Ahead, micro_rows, place_batch, reader
 from resonance_jax.train.checkpoint import newest_step
 from resonance_jax.train.run_program import RunProgram
@@ -289,6 +290,21 @@ def test_the_next_batch_is_placed_and_no_figure_fetched_while_a_step_runs(alone,
     assert told[at : at + len(first + second)] == first + second
     np.testing.assert_array_equal(losses(run.history), losses(alone.history))
     assert all(record["tokens_per_second"] > 0 for record in run.history)
+
+
+@pytest.mark.parametrize(("seconds", "counts"), [(0.0, [1] * STEPS), (math.inf, [1, 8, 1])])
+def test_calls_take_as_many_steps_as_fit_into_a_second(alone, tmp_path, monkeypatch, seconds, counts):
+    """Where steps_per_call is None: one at first, then 1 to 8 by what the call before took; numbers stay."""
+    monkeypatch.setattr(loop, "CALL_SECONDS", seconds)
+    done = []
+    config = training(steps_per_call=None)
+    run = train.fit(decoder(), data, FREQS, config, tmp_path, progress=lambda at, *_, **__: done.append(at))
+    assert np.diff([0, *done]).tolist() == counts
+    np.testing.assert_array_equal(losses(run.history), losses(alone.history))
+
+
+def test_steps_that_fit_into_a_second():
+    assert [loop.paced(4, seconds) for seconds in (0.0, 0.4, 0.9, 2.0, 40.0)] == [8, 8, 4, 2, 1]
 
 
 def test_a_batch_that_cannot_be_read_stops_the_run_when_its_step_comes():
