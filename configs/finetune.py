@@ -67,7 +67,7 @@ class Text:
 class Config:
     """Fine-tune a decoder under one encoding; resumable, to the bit on the same mesh, to 1e-7 on another."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+    ADDED: ClassVar[tuple[str, ...]] = ("precision", "seeds")
 
     checkpoint: str | None = None
     """What to start from: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -99,6 +99,9 @@ class Config:
     """With --compare: at most so many held-out documents (in order of name)."""
     pieces_per_document: int = 4
     """With --compare: at most so many pieces of --length tokens from each document."""
+    seeds: tuple[int, ...] = ()
+    """With --compare: all of it once for each of these seeds, in place of --seed, and differences paired by
+    seed with an interval over the trainings. One training gets no verdict."""
 
     text: OmitArgPrefixes[Text] = Text()
     """The text that is trained on, and how it becomes rows."""

@@ -17,6 +17,7 @@ from configs.finetune import Config
 from experiments.finetune.ahead import compile_ahead, search_plan, show_plan
 from experiments.finetune.export import content, export
 from experiments.finetune.inputs import Inputs, gather, identity, variants
+from experiments.finetune.seeds import run_seeds
 from resonance_jax.command import (
     default_folder,
     device_line,
@@ -51,6 +52,8 @@ def run(config: Config) -> int:
         return compile_ahead(config, training)
     if config.plan:
         return search_plan(config, training) if config.plan == "auto" else show_plan(config)
+    if config.seeds:
+        return run_seeds(config, run)
     from resonance_jax import data
     from resonance_jax.parallel import distributed
     from resonance_jax.parallel.mesh_for_rows import training_mesh

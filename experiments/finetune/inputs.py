@@ -85,7 +85,7 @@ class Inputs:
             **self.made_by(tokens, base),
             "encodings": [spec.to_dict() for spec in self.specs],
             "heldout": None if self.heldout is None else self.heldout.fingerprint,
-            "options": {k: v for k, v in options.items() if k not in (*PATHS, "precision")},
+            "options": {k: v for k, v in options.items() if k not in (*PATHS, "precision", "seeds")},
             **stated_precision(),
         }
 

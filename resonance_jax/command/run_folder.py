@@ -95,9 +95,13 @@ def _resolved(config: Dataclass) -> dict[str, object]:
 
 
 def _added(config: Dataclass) -> dict[str, object]:
-    """The defaults of the options that folders of earlier versions do not state."""
+    """The defaults of the options that folders of earlier versions do not state, as JSON gives them back."""
     names = getattr(type(config), "ADDED", ())
-    return {f.name: f.default for f in dataclasses.fields(config) if f.name in names}
+    return {
+        f.name: json.loads(json.dumps(f.default, default=str))
+        for f in dataclasses.fields(config)
+        if f.name in names
+    }
 
 
 def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:

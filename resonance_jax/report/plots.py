@@ -10,6 +10,7 @@ from resonance_jax.evaluate.perplexity_result import BIN, Perplexity
 from resonance_jax.evaluate.student import student_interval
 from resonance_jax.files import AnyPath, atomic
 from resonance_jax.report.labels import FINETUNED, SWAPPED
+from resonance_jax.report.trainings import Trained
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -173,13 +174,14 @@ def perplexity_panels(results: Mapping[str, Sweeps], path: AnyPath, train_length
 
 
 def trainings_plot(
-    trained: Mapping[str, Sequence[Mapping[int, Perplexity]]],
+    trained: Trained,
     path: AnyPath,
     pairs: Sequence[tuple[str, str]],
     train_length: int | None = None,
     title: str = "",
+    unit: str = "byte",
 ) -> None:
-    """Write a PNG: perplexity per byte against length (left), differences of pairs of encodings (right).
+    """Write a PNG: perplexity per unit against length (left), differences of pairs of encodings (right).
 
     With several trainings a line is their geometric mean, a band is one standard deviation either side; the
     bars of a difference are its 95 % interval.
@@ -190,6 +192,7 @@ def trainings_plot(
         pairs: (a, b): a minus b is drawn, in nats.
         train_length: marked where it is known, in positions.
         title: above the panels.
+        unit: what a position holds, "byte" or "token".
     """
     figure, (left, right) = new_figure(2, width=6.2, height=5.0)
     nats = {
@@ -211,10 +214,10 @@ def trainings_plot(
         nudge = (i - len(pairs) / 2) * (lengths[-1] - lengths[0]) / (30 * len(lengths))
         right.errorbar(lengths + nudge, gaps.mean(axis=0), half, lw=1.2, capsize=2, label=a, **drawn)
     right.axhline(0, color="#555555", linewidth=1)
-    left.set_ylabel("perplexity per byte, to that length")
-    right.set_ylabel("Resonance minus its base, nats per byte")
+    left.set_ylabel(f"perplexity per {unit}, to that length")
+    right.set_ylabel(f"Resonance minus its base, nats per {unit}")
     for axis in (left, right):
-        axis.set_xlabel("context length (bytes)")
+        axis.set_xlabel(f"context length ({unit}s)")
         _mark_training_length(axis, train_length)
     _log_scale(left)
     legend_below(figure, left)

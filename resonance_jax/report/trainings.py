@@ -1,14 +1,29 @@
 """Differences between encodings over several trainings, paired by seed: the only ones that get a verdict."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
 
 import numpy as np
 
-from resonance_jax.evaluate.perplexity_result import Perplexity
 from resonance_jax.evaluate.student import student_interval
 
-Trained = Mapping[str, Sequence[Mapping[int, Perplexity]]]
+
+class Scored(Protocol):
+    """What has a mean NLL, in nats per token: an evaluate.Perplexity, or MeanNll."""
+
+    @property
+    def mean_nll(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class MeanNll:
+    """The mean NLL of a kept result, in nats per token."""
+
+    mean_nll: float
+
+
+Trained = Mapping[str, Sequence[Mapping[int, Scored]]]
 """By label, then by seed, then by length."""
 
 

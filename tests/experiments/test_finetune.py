@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -288,6 +289,43 @@ def test_it_fine_tunes_the_from_scratch_model_twice_and_says_what_that_gained(
         assert interop.load_hf(folder / part / "hf").params["embed"].shape == base.params["embed"].shape
         assert len((folder / part / "metrics.jsonl").read_text().splitlines()) == 12
     assert guarded(run, config) == 0 and "Differences at 64" in capsys.readouterr().out
+
+
+def test_seeds_are_trained_each_by_itself_and_compared_in_pairs(
+    given, from_scratch, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "text").mkdir()
+    for number in range(12):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{chr(97 + number)}bcdefgh" * 40)
+    changes = dict(checkpoint=None, from_scratch=str(from_scratch), compare=True, steps=3, lr=1e-2, micro=0)
+    where = dict(corpus=str(tmp_path / "text"), run_dir=str(tmp_path / "run"), cache_dir=None, documents=2)
+    config = config_of(given, **changes, **where, seeds=(3, 7))
+    assert guarded(run, config) == 0
+    out = capsys.readouterr().out
+    assert "seed 7 (2 of 2)" in out and "paired by seed" in out
+    result, tuned = read_json(tmp_path / "run" / "seeds.json"), "Resonance YaRN, fine-tuned"
+    assert result["seeds"] == [3, 7] and (tmp_path / "run" / "seeds.png").read_bytes()[:4] == b"\x89PNG"
+    gaps, alone = [], []
+    for seed in (3, 7):
+        one = read_json(tmp_path / "run" / f"seed-{seed}" / "finetune.json")
+        nll = {row["encoding"]: math.log(row["perplexity"]) for row in one["rows"] if row["length"] == 64}
+        gaps.append(nll[tuned] - nll["YaRN, fine-tuned"])
+        alone.append(one["runs"])
+    assert alone[0] != alone[1]  # another order of the rows
+    row = next(
+        row for row in result["differences"] if (row["encoding"], row["minus"]) == (tuned, "YaRN, fine-tuned")
+    )
+    assert row["trainings"] == 2 and row["difference"] == pytest.approx(np.mean(gaps), abs=1e-12)
+    assert row["low"] < min(gaps) < max(gaps) < row["high"] and "no verdict" not in row["verdict"]
+    # Nothing is trained again.
+    monkeypatch.setattr(train, "fit", None)
+    assert guarded(run, config) == 0
+    for wrong, sentence in (
+        ({"compare": False}, "--seeds repeats a comparison; give --compare"),
+        ({"seeds": (1, 1)}, "--seeds must be each once; got 1 1"),
+    ):
+        assert guarded(run, with_options(config, **wrong, run_dir=str(tmp_path / "other"))) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 def test_a_comparison_is_for_one_host(given, tmp_path, monkeypatch):
