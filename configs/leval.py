@@ -70,8 +70,9 @@ class Config:
     bos: str = "auto"
     """What stands in front of every prompt: auto (what the tokenizer really puts there), none, or a token's
     id."""
-    dtype: str = "float32"
-    """Dtype of weights and activations."""
+    dtype: str = "auto"
+    """Dtype of weights and activations; auto: bfloat16 where this device multiplies it faster, else
+    float32."""
     precision: Precision = "auto"
     """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     run_dir: str | None = None

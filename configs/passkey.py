@@ -49,8 +49,9 @@ class Config:
     id."""
     batch_size: int = 1
     """Prompts at once."""
-    dtype: str = "float32"
-    """Of weights and activations of a checkpoint."""
+    dtype: str = "auto"
+    """Of weights and activations of a checkpoint; auto: bfloat16 where this device multiplies it faster, else
+    float32."""
     precision: Precision = "auto"
     """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     seed: int = 0

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.leval import PRESETS, Config, Score
-from resonance_jax.command import device_line, keep_result, kept_result, main, open_run, use_precision
+from resonance_jax.command import (
+    device_line,
+    keep_result,
+    kept_result,
+    main,
+    open_run,
+    use_precision,
+    with_chosen_dtype,
+)
 from resonance_jax.command.bounds import check_at_least, check_some
 from resonance_jax.files import write_json, write_text
 
@@ -35,6 +43,7 @@ def run(config: Config | Score) -> int:
     if isinstance(config, Score):
         return score(config)
     _check(config)
+    config = with_chosen_dtype(config)
     use_precision(config.precision, config.dtype)
     study = Study(config)
     folder = open_run("leval", config)

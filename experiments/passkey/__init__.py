@@ -8,8 +8,10 @@ Stop it at any time: the same command goes on with the next cell. configs/passke
 
 from __future__ import annotations
 
+import dataclasses
+
 from configs.passkey import Config
-from resonance_jax.command import kept_result, open_run, use_every_core, use_precision
+from resonance_jax.command import kept_result, open_run, use_every_core, use_precision, with_chosen_dtype
 from resonance_jax.command.bounds import check_at_least, check_some
 
 
@@ -21,7 +23,9 @@ def run(config: Config) -> int:
 
     _check(config)
     use_every_core()
-    use_precision(config.precision, config.dtype if config.checkpoints else "float32")
+    # Models that are trained here are in float32.
+    config = with_chosen_dtype(config) if config.checkpoints else dataclasses.replace(config, dtype="float32")
+    use_precision(config.precision, config.dtype)
     study = Checkpoints(config) if config.checkpoints else Trained(config)
     folder = open_run("passkey", config)
     identity = study.identity()

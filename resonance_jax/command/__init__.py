@@ -3,6 +3,7 @@
 from resonance_jax.command.child_command import run_command
 from resonance_jax.command.command_line import main
 from resonance_jax.command.device import device_line
+from resonance_jax.command.dtype import with_chosen_dtype
 from resonance_jax.command.host_devices import use_every_core
 from resonance_jax.command.one_sentence_errors import guarded
 from resonance_jax.command.options import option_words, options_of, stated_options, with_options
@@ -29,5 +30,6 @@ __all__ = [
     "stated_options",
     "use_every_core",
     "use_precision",
+    "with_chosen_dtype",
     "with_options",
 ]
