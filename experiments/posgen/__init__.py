@@ -40,7 +40,7 @@ def run(config: Config) -> int:
     if None in kept.values():
         print(study.about())
     results = {task: found or study.result(task, folder / task) for task, found in kept.items()}
-    write_results(folder, config, results)
+    write_results(folder, config, results, study.wavelengths())
     show(folder)
     left_out = [sentence for result in results.values() for sentence in result["left_out"]]
     for sentence in left_out:

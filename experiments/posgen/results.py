@@ -8,19 +8,26 @@ from configs.posgen import Config
 from resonance_jax.files import read_json, write_json, write_text
 
 
-def write_results(folder: Path, config: Config, results: dict[str, dict]) -> None:
-    """table1.md, .csv, .json and both pictures. results: by task."""
+def write_results(folder: Path, config: Config, results: dict[str, dict], wavelengths: list[int]) -> None:
+    """table1.md, .csv, .json and the pictures; residues.csv where a resonant table was trained.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        results: by task.
+        wavelengths: the pre-critical ones of the resonant table, in positions.
+    """
     import numpy as np
 
     from resonance_jax import report
     from resonance_jax.report import plots, posgen
+    from resonance_jax.report.posgen_residues import write_residues
 
     table = posgen.rows(results)
     pairs = [(a, a.removeprefix("Resonance ")) for a in next(iter(results.values()))["curves"]]
     gaps = posgen.differences(results, [(a, b) for a, b in pairs if a != b])
     about = heading(config, results)
     write_text(folder / "table1.csv", report.csv_text(table))
-    write_text(folder / "table1.md", posgen.report(table, gaps, about))
     lines = lambda pick: {
         task: {
             title: np.asarray([pick(c) for c in curves if c is not None])
@@ -42,9 +49,13 @@ def write_results(folder: Path, config: Config, results: dict[str, dict]) -> Non
     plots.validation_loss_plot(
         lines(lambda c: c["val_loss"]), folder / "validation_loss.png", epochs, title + ": validation loss"
     )
+    first = config.far + config.near
+    between = write_residues(folder, results, wavelengths, first, config.train_length, title)
+    write_text(folder / "table1.md", posgen.report(table, gaps, about, between))
     timing = ("trainings", "steps", "device", "precision", "wall_seconds", "run_steps_per_second")
     figures = {task: {name: result[name] for name in timing} for task, result in results.items()}
-    write_json(folder / "table1.json", {"rows": table, "differences": gaps, "tasks": figures})
+    found = {"rows": table, "differences": gaps, "by residue": between, "tasks": figures}
+    write_json(folder / "table1.json", found)
 
 
 def heading(c: Config, results: dict[str, dict]) -> str:

@@ -116,6 +116,16 @@ class Study:
             for e in self.encodings
         ]
 
+    def wavelengths(self) -> list[int]:
+        """The whole wavelengths of what is trained with Resonance that turn within the training length."""
+        from resonance_jax import rope
+
+        resonant = [e.train for e in self.encodings if e.spec.resonance]
+        found = {
+            int(w) for table in resonant for w in rope.wavelengths(table) if w <= self.config.train_length
+        }
+        return sorted(found)
+
     def identity(self, task: str) -> Identity:
         """What a task's numbers depend on. The device is not part of it: tasks may come from several. The
         precision is, of which results of float32 say nothing."""

@@ -24,6 +24,10 @@ RULES = {
 }
 
 
+LEARNT = 95.0
+"""ID accuracy (%) from which on a task counts as learnt: below, its OOD accuracy tests no encoding."""
+
+
 class Result(TypedDict):
     """The result of one task.
 
@@ -63,6 +67,19 @@ class Gap(TypedDict):
     high: float
     verdict: str
     paper: float | None
+
+
+class Explained(TypedDict):
+    """How much of an encoding's variance between unseen positions the residues of one wavelength explain (%).
+
+    chance: what as many groups explain of noise. Means over seeds.
+    """
+
+    task: str
+    encoding: str
+    wavelength: int
+    explained: float
+    chance: float
 
 
 def percent(
@@ -127,6 +144,8 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
                 found = student_interval(gap)
                 assert found is not None  # because there are two seeds or more
                 verdict = "better" if found.value > 0 else "worse"
+                verdict = verdict if found.excludes(0) else "inside the spread"
+                least = min(percent(curves, "test_id", rule).mean() for curves in (ours, other))
                 table.append(
                     {
                         "rule": rule,
@@ -136,7 +155,7 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
                         "points": found.value,
                         "low": found.low,
                         "high": found.high,
-                        "verdict": verdict if found.excludes(0) else "inside the spread",
+                        "verdict": verdict if least >= LEARNT else f"not learnt, no test ({verdict})",
                         "paper": _paper_gap(a, b, task),
                     }
                 )
@@ -167,8 +186,13 @@ def wide(table: Sequence[Row], rule: str, part: Literal["ood", "id"] = "ood") ->
     return [*by_encoding.values(), ceiling]
 
 
-def report(table: Sequence[Row], gaps: Sequence[Gap], heading: str) -> str:
-    """The text of table1.md: OOD accuracy under both rules, ID accuracy, and the paired differences."""
+def report(
+    table: Sequence[Row], gaps: Sequence[Gap], heading: str, by_residue: Sequence[Explained] = ()
+) -> str:
+    """The text of table1.md: OOD accuracy under both rules, ID accuracy, and the paired differences.
+
+    by_residue: what posgen_residues found, for a table of its own.
+    """
     parts = [heading]
     for rule, meaning in RULES.items():
         parts += [f"## OOD accuracy (%), {meaning}", markdown(wide(table, rule))]
@@ -187,4 +211,20 @@ def report(table: Sequence[Row], gaps: Sequence[Gap], heading: str) -> str:
             for g in gaps
         ]
         parts += ["## Paired differences over seeds, points of OOD accuracy", markdown(shown)]
+    if by_residue:
+        parts += [
+            "## Variance between unseen positions that lies between the residues of a wavelength (%)",
+            markdown(_by_wavelength(by_residue)),
+            "![accuracy by position modulo the wavelengths](residues.png)",
+        ]
     return "\n".join(f"{part.rstrip()}\n" for part in parts)
+
+
+def _by_wavelength(rows: Sequence[Explained]) -> Rows:
+    """One line per task and encoding, the wavelengths side by side; in parentheses what chance explains."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        key = row["task"], row["encoding"]
+        line = lines.setdefault(key, {"task": row["task"], "encoding": row["encoding"]})
+        line[f"{row['wavelength']}"] = f"{row['explained']:.0f} ({row['chance']:.0f})"
+    return list(lines.values())

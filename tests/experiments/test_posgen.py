@@ -81,7 +81,17 @@ def test_it_writes_everything_it_promises(finished):
     encodings = read_json(folder / "encodings.json", list)
     assert [e["encoding"] for e in encodings] == ["RoPE", "Resonance RoPE", "Resonance YaRN", "Llama 3"]
     assert encodings[2]["trained"]["fingerprint"] == encodings[1]["evaluated"]["fingerprint"]
-    for name in ("accuracy_by_position.png", "validation_loss.png"):
+    residues = list(csv.DictReader((folder / "residues.csv").open()))
+    assert {row["wavelength"] for row in residues} == {"6"}  # the whole ones up to 12 of a head of 8
+    seen = sum(int(r["tokens"]) for r in residues if (r["task"], r["encoding"]) == ("cot", "RoPE"))
+    assert seen == 32 - 12
+    assert {row["encoding"] for row in result["by residue"]} == {
+        "RoPE",
+        "Resonance RoPE",
+        "Resonance YaRN",
+        "Llama 3",
+    }
+    for name in ("accuracy_by_position.png", "validation_loss.png", "residues.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     text = (folder / "table1.md").read_text()
     assert "ceiling of the shortcut" in text and "(the release's rule)" in text and "last epoch" in text
