@@ -26,7 +26,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside import THREADS, against_best, interleaved, machine, medians, ratio, write
+from beside import against_best, interleaved, machine, medians, ratio, write
+from opponents import loaded, static_cache
 from smollm2 import exported
 
 from resonance_jax import data, generate, interop, rope
@@ -44,12 +45,8 @@ def prompts(checkpoint, batch):
 def opponents(folder):
     """{name: generate(ids, new) -> tokens} of transformers."""
     import torch
-    import transformers
 
-    torch.set_num_threads(THREADS)
-    lm = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    lm = loaded(folder)
     fixed = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
 
     @torch.no_grad()
@@ -59,10 +56,7 @@ def opponents(folder):
         options = dict(min_new_tokens=new, max_new_tokens=new, **fixed, **cache)
         return lm.generate(ids, attention_mask=mask, **options)[:, PROMPT:].numpy()
 
-    # On a CPU transformers compiles the static cache's forward only when it is told to.
-    compiled = transformers.CompileConfig(fullgraph=False, mode="default")
-    compiled._compile_all_devices = True
-    static = dict(cache_implementation="static", compile_config=compiled)
+    static = static_cache()
     return {
         "default cache": run,
         "static cache, compiled": lambda ids, new: run(ids, new, **static),

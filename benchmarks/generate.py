@@ -17,7 +17,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from beside import THREADS, against_best, interleaved, machine, medians, ratio, write
+from beside import against_best, interleaved, machine, medians, ratio, write
+from opponents import loaded, static_cache
 
 from resonance_jax import generate, interop, model, rope
 
@@ -33,20 +34,13 @@ def decoder():
 
 
 def transformers_twin(lm, spec):
-    import torch
-    import transformers
-
-    torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as folder:
         interop.save_hf(lm, Path(folder) / "m", rope=spec)
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "m", dtype=torch.float32, attn_implementation="sdpa"
-        ).eval()
+        return loaded(Path(folder) / "m")
 
 
 def beside_transformers(lm, theirs, freqs, batch, repeats):
     import torch
-    import transformers
 
     prompts = np.random.default_rng(batch).integers(0, CONFIG.vocab_size, (batch, PROMPT))
 
@@ -60,10 +54,7 @@ def beside_transformers(lm, theirs, freqs, batch, repeats):
         mask = torch.ones_like(ids)
         return theirs.generate(ids, attention_mask=mask, **options, **cache)[:, PROMPT:].numpy()
 
-    everywhere = transformers.CompileConfig()
-    everywhere._compile_all_devices = True  # else a static cache compiles on a GPU only
-    theirs.generation_config.compile_config = everywhere
-    static = {"cache_implementation": "static"}
+    static = static_cache()
     np.testing.assert_array_equal(ours(), opponent())
     np.testing.assert_array_equal(ours(), opponent(**static))
     opponents = {"default cache": opponent, "static cache, compiled": lambda: opponent(**static)}

@@ -23,7 +23,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside import THREADS, against_best, alone, interleaved, machine, medians, ratio, report_alone, write
+from beside import against_best, alone, interleaved, machine, medians, ratio, report_alone, write
+from opponents import loaded, nll_of
 
 from resonance_jax import evaluate, interop, model, rope
 
@@ -60,43 +61,30 @@ def sweep_beside_a_loop(repeats=3):
 def beside_transformers(repeats=5):
     """The same 50M-parameter weights in transformers: a forward with NLL, then the sweep."""
     import torch
-    import transformers
 
-    torch.set_num_threads(THREADS)
     lm = model.Decoder(FIFTY, jax.random.key(0))
     spec = rope.RopeSpec("yarn", head_dim=FIFTY.head_dim, scale=4.0, train_length=2048)
     freqs = rope.frequencies(spec)
     with tempfile.TemporaryDirectory() as folder:
         interop.save_hf(lm, Path(folder) / "m", rope=spec)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "m", dtype=torch.float32, attn_implementation="sdpa"
-        ).eval()
-
-    def with_nll(llama):
-        @torch.no_grad()
-        def nll(ids):
-            ids = torch.as_tensor(ids[None], dtype=torch.long)
-            logits = llama(ids, use_cache=False).logits[0, :-1].float()
-            return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-
-        return nll
+        theirs = loaded(Path(folder) / "m")
 
     tokens = np.random.default_rng(0).integers(0, FIFTY.vocab_size, LENGTHS[-1])
     ours = lambda n: np.asarray(evaluate.token_nll(lm, tokens[None, :n], freqs))[0]
     opponents = {
-        "PyTorch eager": with_nll(theirs),
-        "torch.compile": with_nll(torch.compile(theirs)),
-        "PyTorch bfloat16": with_nll(copy.deepcopy(theirs).to(torch.bfloat16)),
+        "PyTorch eager": nll_of(theirs),
+        "torch.compile": nll_of(theirs, compiled=True),
+        "PyTorch bfloat16": nll_of(copy.deepcopy(theirs).to(torch.bfloat16)),
     }
     eager = opponents["PyTorch eager"]
-    difference = float(np.abs(ours(2048) - eager(tokens[:2048]).numpy()).max())
+    difference = float(np.abs(ours(2048) - eager(tokens[:2048])).max())
     assert difference < 1e-4, difference
     contestants = {name: lambda nll=nll: nll(tokens[:2048]) for name, nll in opponents.items()}
     seconds = interleaved({"ours": lambda: ours(2048), **contestants}, repeats)
     loop = "PyTorch eager, a loop"
 
     def once():
-        nll = eager(tokens).double()
+        nll = eager(tokens).astype(np.float64)
         return [float(nll[: n - 1].mean()) for n in LENGTHS]
 
     swept = interleaved(

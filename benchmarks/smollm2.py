@@ -21,13 +21,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside import THREADS, against_best, alone, interleaved, machine, medians, report_alone, write
+from beside import against_best, alone, interleaved, machine, medians, report_alone, write
+from opponents import loaded, nll_of
 
 from resonance_jax import data, evaluate, interop, rope
 
 NAME = "smollm2-135m"
-HEAD_AT_ONCE = 1024
-"""Positions whose logits are made together: the whole [T, V] would be gigabytes."""
 
 
 def text(length):
@@ -48,27 +47,10 @@ def theirs(folder, dtype="float32", compiled=False, phases=None):
 
     phases: a rotary module in the place of its own.
     """
-    import torch
-    import transformers
-
-    torch.set_num_threads(THREADS)
-    lm = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-    ).eval()
+    lm = loaded(folder, dtype)
     lm.model.rotary_emb = phases or lm.model.rotary_emb
-    layers = torch.compile(lm.model) if compiled else lm.model
-
-    @torch.no_grad()
-    def nll(tokens):
-        ids = torch.as_tensor(tokens, dtype=torch.long)
-        x = layers(ids, use_cache=False).last_hidden_state[0, :-1]
-        parts = zip(x.split(HEAD_AT_ONCE), ids[0, 1:].split(HEAD_AT_ONCE), strict=True)
-        loss = torch.nn.functional.cross_entropy
-        return torch.cat(
-            [loss(lm.lm_head(rows).float(), next_, reduction="none") for rows, next_ in parts]
-        ).numpy()
-
-    return nll
+    nll = nll_of(lm, compiled)
+    return lambda tokens: nll(tokens[0])
 
 
 def exact_phases(lm, freqs, length):
