@@ -31,6 +31,8 @@ def run(config: Config) -> int:
     identity = study.identity()
     result = kept_result(folder / "passkey.json", identity) or study.result(folder, identity)
     print_table(result["table"], heading(config))
+    if gaps := result.get("differences"):  # results of earlier versions have none
+        print_table(gaps, "Differences in keys found (points), paired by model")
     for sentence in result["left_out"]:
         print(sentence)
     print(f"{folder}/passkey.png  {folder}/passkey.csv")

@@ -202,6 +202,7 @@ def write_results(
     """passkey.csv, passkey.png, and last passkey.json, whose presence says the run is finished."""
     from resonance_jax import report
     from resonance_jax.report import passkey
+    from resonance_jax.report.passkey_differences import differences, shown
 
     rows = passkey.rows(cells)
     write_text(folder / "passkey.csv", report.csv_text(rows))
@@ -211,6 +212,7 @@ def write_results(
     passkey.heat_map(rows, folder / "passkey.png", title)
     result = {
         "table": passkey.table(cells),
+        "differences": [shown(row) for row in differences(cells)],
         "template": config.template,
         "left_out": list(remarks),
         "columns of found": FOUND,
