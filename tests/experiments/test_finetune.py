@@ -116,7 +116,7 @@ def test_it_writes_everything_it_promises(whole):
     assert tuned.config.n_layers == 2
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_killed_and_resumed_it_ends_in_the_same_weights(given, whole, tmp_path, kills):
     """Kills in steps and in saves, one of them SIGTERM, which saves and exits 130."""
     rng, folder = random.Random(kills), tmp_path / "run"
@@ -229,6 +229,7 @@ def test_a_mesh_that_does_not_divide_the_rows_leaves_nothing_behind(given, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_begun_on_four_devices_it_ends_on_one(given, whole, tmp_path):
     """The command itself, stopped on a mesh of four devices: the weights of the run on one mesh."""
     settings = {**given, "micro": 0, "save_seconds": 0, "run_dir": tmp_path / "run"}

@@ -149,6 +149,7 @@ def test_unknown_option_and_bad_number():
     assert "fast" in mistake("--lr", "fast")
 
 
+@pytest.mark.full
 def test_a_full_disk_is_said_and_loses_nothing(corpus, tmp_path):
     """A limit on file size stands for the full disk: the write fails, the run resumes once there is room."""
     folder = tmp_path / "run"

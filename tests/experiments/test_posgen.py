@@ -121,6 +121,7 @@ def test_tasks_already_there_are_not_done_again(finished, tmp_path, monkeypatch)
     assert read_json(tmp_path / "run" / "table1.json") == read_json(folder / "table1.json")
 
 
+@pytest.mark.full
 def test_killed_it_goes_on_to_the_same_figures_bitwise(finished, tmp_path):
     config = dataclasses.replace(TINY, run_dir=str(tmp_path / "run"))
     process, log = start(config), tmp_path / "run" / "cot" / "metrics.jsonl"

@@ -93,7 +93,7 @@ def alone(tmp_path_factory):
     return losses(folder)
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "second"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.full)])
 def test_what_one_number_of_processes_wrote_another_goes_on_with(alone, tmp_path, first, second):
     """SIGTERM after four steps, then the rest on the other number of processes."""
     processes = run(tmp_path, first, "seldom", pause=0.05)
