@@ -5,6 +5,9 @@ FlashAttention, Dao et al. 2022): the state is the output so far and its log-sum
 so the pairs are two static lists, each run by one `lax.scan`: the pairs that need a mask (on the diagonal, on
 the window's edge, with the last keys, and all of them when there are segments) and the others. The gradient
 recomputes the weights from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
+
+On a CPU many heads are worked on one after another (a key head with the queries that read it), so that their
+tiles stay in its cache: smaller blocks of all of them at once would mean smaller products, which are slower.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from resonance_jax.model.lowering import target
+from resonance_jax.parallel.mesh import automatic_axes
 
 SAVED = ("attention_out", "attention_lse")
 """Names of what the gradient needs beside q, k, v, for jax.checkpoint_policies.save_only_these_names."""
@@ -29,7 +33,10 @@ _Gradients = tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Arr
 
 
 class Plan(NamedTuple):
-    """What is computed, all of it static: T queries over S keys, in blocks of `rows` and of `columns`."""
+    """What is computed, all of it static: T queries over S keys, in blocks of `rows` and of `columns`.
+
+    by_head: one row and key head after another.
+    """
 
     T: int
     S: int
@@ -40,6 +47,7 @@ class Plan(NamedTuple):
     offset: int
     scale: float
     segments: bool
+    by_head: bool = False
 
 
 def block_pairs(
@@ -68,7 +76,10 @@ def block_pairs(
     """
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
-    block = block or default_block(B * N, target().platform)
+    platform = target().platform
+    # Rows that a mesh cuts over devices must not follow one another.
+    by_head = platform == "cpu" and not automatic_axes(q) and many_heads(B * N, max(T, S))
+    block = block or default_block(N // K if by_head else B * N, platform)
     plan = Plan(
         T=T,
         S=S,
@@ -79,6 +90,7 @@ def block_pairs(
         offset=S - T if offset is None else offset,
         scale=H**-0.5 if scale is None else float(scale),
         segments=segment_ids is not None,
+        by_head=by_head,
     )
     q = _pad(q.reshape(B, T, K, N // K, H), plan.rows)
     k, v = _pad(k, plan.columns), _pad(v, plan.columns)
@@ -93,11 +105,19 @@ def default_block(heads: int, platform: str) -> int:
     """Positions in a block. On a CPU the tiles of scores should stay in its cache.
 
     Args:
-        heads: B * N, the tiles that are alive at a time.
+        heads: the tiles that are alive at a time, one per query head.
         platform: jax's name of it, such as "cpu".
     """
     tile = 1 << 20 if platform == "cpu" else 1 << 24
     return next((block for block in (512, 256) if heads * block * block <= tile), 128)
+
+
+def many_heads(heads: int, length: int) -> bool:
+    """Whether a CPU's cache does not hold the tiles of all heads together, in blocks as large as suit it.
+
+    Up to 256 positions smaller blocks leave more out of what the mask hides than they cost.
+    """
+    return length > 256 and default_block(heads, "cpu") < 512
 
 
 def pairs(plan: Plan) -> tuple[Int[np.ndarray, "masked 2"], Int[np.ndarray, "whole 2"]]:
@@ -158,6 +178,20 @@ def _forward(
     kv_segment_ids: Int[Array, "B S"] | None,
     plan: Plan,
 ) -> tuple[Float[Array, "B T K G H"], _Saved]:
+    out, lse = _over_heads(_forward_of_heads, (q, k, v), (segment_ids, kv_segment_ids), (), plan)
+    out, lse = checkpoint_name(out, SAVED[0]), checkpoint_name(lse, SAVED[1])
+    return out, (q, k, v, segment_ids, kv_segment_ids, out, lse)
+
+
+def _forward_of_heads(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids: Int[Array, "B T"] | None,
+    kv_segment_ids: Int[Array, "B S"] | None,
+    plan: Plan,
+) -> tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]]:
+    """The output and its log-sum-exp."""
     B, T, K, G, _ = q.shape
     wide = np.promote_types(np.float32, q.dtype)
     lowest = jnp.finfo(wide).min / 4
@@ -186,14 +220,30 @@ def _forward(
 
     state = jnp.zeros(q.shape, wide), jnp.full((B, K, T * G), lowest, wide)
     out, lse = _over_pairs(merge, state, plan)
-    out, lse = checkpoint_name(out.astype(q.dtype), SAVED[0]), checkpoint_name(lse, SAVED[1])
-    return out, (q, k, v, segment_ids, kv_segment_ids, out, lse)
+    return out.astype(q.dtype), lse
 
 
 def _backward(
     plan: Plan, saved: _Saved, d_out: Float[Array, "B T K G H"]
 ) -> tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"], None, None]:
     q, k, v, segment_ids, kv_segment_ids, out, lse = saved
+    whole, ids = (q, k, v, out, d_out), (segment_ids, kv_segment_ids)
+    dq, dk, dv = _over_heads(_backward_of_heads, whole, ids, (lse,), plan)
+    return dq, dk, dv, None, None
+
+
+def _backward_of_heads(
+    q: Float[Array, "B T K G H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    out: Float[Array, "B T K G H"],
+    d_out: Float[Array, "B T K G H"],
+    segment_ids: Int[Array, "B T"] | None,
+    kv_segment_ids: Int[Array, "B S"] | None,
+    lse: Float[Array, "B K _"],
+    plan: Plan,
+) -> _Gradients:
+    """The gradients by q, k and v. out, lse: of the forward pass."""
     B, T, K, G, _ = q.shape
     wide = lse.dtype
     lowest = jnp.finfo(wide).min / 4
@@ -222,11 +272,40 @@ def _backward(
 
     zeros = jnp.zeros(q.shape, wide), jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
     dq, dk, dv = _over_pairs(accumulate, zeros, plan)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 _attend_blocks = jax.custom_vjp(_attend, nondiff_argnums=(5,))
 _attend_blocks.defvjp(_forward, _backward)
+
+
+def _over_heads(
+    run: Callable[..., tuple[Array, ...]],
+    whole: tuple[Float[Array, "B _ K ..."], ...],
+    ids: tuple[Int[Array, "B _"] | None, ...],
+    of_queries: tuple[Float[Array, "B K _"], ...],
+    plan: Plan,
+) -> tuple[Array, ...]:
+    """run(*whole, *ids, *of_queries, plan), one row and key head after another where the plan says so."""
+    if not plan.by_head:
+        return run(*whole, *ids, *of_queries, plan)
+    B, _, K = whole[0].shape[:3]
+
+    def split(x: Float[Array, "B _ K ..."]) -> Float[Array, "heads 1 _ 1 ..."]:
+        x = jnp.moveaxis(x, 2, 1)
+        return x.reshape(B * K, 1, x.shape[2], 1, *x.shape[3:])
+
+    def join(x: Float[Array, "heads 1 ..."]) -> Float[Array, "B ..."]:
+        if x.ndim == 4:  # the log-sum-exp
+            return x.reshape(B, K, -1)
+        return jnp.moveaxis(x.reshape(B, K, x.shape[2], *x.shape[4:]), 1, 2)
+
+    each = (
+        *map(split, whole),
+        *(None if x is None else jnp.repeat(x, K, axis=0)[:, None] for x in ids),
+        *(x.reshape(B * K, 1, 1, -1) for x in of_queries),
+    )
+    return tuple(map(join, lax.map(lambda one: run(*one, plan), each)))
 
 
 def _over_pairs(

@@ -17,6 +17,7 @@ from resonance_jax.model.block_pairs import block_pairs
 from resonance_jax.model.lowering import default_precision, target
 from resonance_jax.model.lowering import lowering_for as lowering_for
 from resonance_jax.model.splash import splash
+from resonance_jax.model.suitable_dtype import suitable_dtype
 from resonance_jax.model.xla_attention import xla_attention
 
 KERNELS = ("auto", "xla", "block_pairs", "cudnn", "splash")
@@ -212,15 +213,14 @@ class Choice(NamedTuple):
 def on_this_machine(T: int = 4096, H: int = 128) -> Choice:
     """The dtype and the kernel that suit this machine.
 
-    The dtype is bfloat16 where that is fast (TPUs, GPUs of compute capability 8.0 or newer), else float32.
+    The dtype is that of model.suitable_dtype.
 
     Args:
         T: tokens of a sequence.
         H: head size.
     """
     platform, capability = target()
-    fast = platform == "tpu" or (platform == "gpu" and (capability or (0, 0)) >= (8, 0))
-    dtype = "bfloat16" if fast else "float32"
+    dtype = suitable_dtype().name
     name = platform + (f" (compute capability {capability[0]}.{capability[1]})" if capability else "")
     kernel, reason = choose(Request(platform, capability, dtype, T, T, H))
     return Choice(name, dtype, kernel, reason)

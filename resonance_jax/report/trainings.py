@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from resonance_jax.evaluate.student import student_interval
 
 
+@runtime_checkable
 class Scored(Protocol):
     """What has a mean NLL, in nats per token: an evaluate.Perplexity, or MeanNll."""
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from resonance_jax.command import dtype, with_chosen_dtype
+from resonance_jax.command import with_chosen_dtype
+from resonance_jax.model import suitable_dtype as dtype
 from resonance_jax.model.lowering import lowering_for
 
 AMX = frozenset({"avx512f", "amx_tile", "amx_bf16"})
@@ -15,14 +16,14 @@ AMX = frozenset({"avx512f", "amx_tile", "amx_bf16"})
     [
         ("tpu", None, "bfloat16"),
         ("gpu", (9, 0), "bfloat16"),
-        ("gpu", None, "bfloat16"),
+        ("gpu", None, "float32"),
         ("gpu", (7, 5), "float32"),
     ],
 )
 def test_an_accelerator_computes_in_bfloat16_if_it_has_it(platform, capability, name):
     with lowering_for(platform, capability):
-        found = dtype.chosen_dtype("auto")
-    assert found.name == name and found.why.startswith("auto: ")
+        found = dtype.suitable_dtype()
+    assert found.name == name and found.why
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,8 @@ def test_an_accelerator_computes_in_bfloat16_if_it_has_it(platform, capability, 
 def test_a_cpu_computes_in_bfloat16_where_it_has_amx_and_jax_uses_it(monkeypatch, flags, version, name, why):
     monkeypatch.setattr(dtype, "cpu_flags", lambda: flags)
     monkeypatch.setattr(dtype, "_version", lambda: version)
-    found = dtype.chosen_dtype("auto")
+    found = dtype.suitable_dtype()
     assert found.name == name and why in found.why
-
-
-def test_what_is_asked_for_is_what_is_computed_in():
-    assert dtype.chosen_dtype("float32") == ("float32", "")
 
 
 def test_the_config_states_what_was_chosen_and_the_command_says_it(monkeypatch, capsys):

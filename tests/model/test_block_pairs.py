@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from resonance_jax.model import block_pairs as module
 from resonance_jax.model.block_pairs import SAVED, Plan, block_pairs, pairs
 from resonance_jax.model.kernel_choice import attention
 from resonance_jax.model.lowering import lowering_for
@@ -77,6 +79,39 @@ def test_it_is_softmax_attention_whatever_the_shape(case):
         assert_close(got, wanted, 1e-10)
 
 
+@pytest.mark.parametrize("segments", [False, True])
+def test_one_head_after_another_is_all_of_them_at_once(monkeypatch, segments):
+    """As a CPU does where the tiles of all heads are too many for its cache; two rows, grouped heads."""
+    given, options = inputs(2, 70, 6, 2, 8, S=90), dict(block=32, window=40)
+    if segments:
+        ids = [jnp.asarray(np.stack([np.arange(n) // 40, np.arange(n) // 25]), jnp.int32) for n in (70, 90)]
+        options |= {"segment_ids": ids[0], "kv_segment_ids": ids[1]}
+    together = results(lambda *x: block_pairs(*x, **options), *given)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "many_heads", lambda heads, length: True)
+        apart = results(lambda *x: block_pairs(*x, **options), *given)
+        program = str(jax.make_jaxpr(lambda *x: block_pairs(*x, **options))(*given[:3]))
+        assert "length=4" in program  # two rows of two key heads
+    assert_close(apart, together, 1e-6)
+    assert [module.many_heads(*case) for case in ((4, 4096), (5, 4096), (64, 256), (64, 257))] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_on_a_mesh_the_rows_stay_apart(monkeypatch):
+    """A row after another would send every row to every device."""
+    monkeypatch.setattr(module, "many_heads", lambda heads, length: True)
+    mesh = make_mesh(data=2, tensor=4)
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    q, k, v, _ = (jax.device_put(x, where) for x in inputs(2, 40, 4, 2, 8))
+    with jax.set_mesh(mesh):
+        text = jax.jit(lambda *x: block_pairs(*x, block=16)).lower(q, k, v).compile().as_text()
+    assert "all-gather" not in text and "collective-permute" not in text
+
+
 def test_in_the_dtypes_of_training(strict_dtypes):
     ids = jnp.asarray(np.arange(200) // 160, jnp.int32)[None]
     given = inputs(1, 200, 4, 2, 64)
@@ -104,7 +139,9 @@ def test_scores_far_apart_neither_overflow_nor_vanish(x64):
 )
 def test_the_pairs_are_those_that_meet(T, S, blocks, causal, window, offset):
     rows, columns = blocks
-    plan = Plan(T, S, rows, columns, causal, window if causal else None, offset, 1.0, segments=False)
+    plan = Plan(
+        T, S, rows, columns, causal, window if causal else None, offset, 1.0, segments=False, by_head=False
+    )
     masked, whole = pairs(plan)
     back = offset + np.arange(T)[:, None] - np.arange(S)
     seen = (back >= 0) & (back < (window or 10**9)) if causal else np.ones((T, S), bool)
@@ -117,16 +154,15 @@ def test_the_pairs_are_those_that_meet(T, S, blocks, causal, window, offset):
 
 
 def test_a_block_suits_the_platform_that_the_program_is_for():
-    """16 heads: blocks of 256 on a CPU, of 512 on an accelerator."""
+    """16 heads on 2 of keys: on a CPU 8 of them after another in blocks of 256, else all in blocks of 512."""
 
     def scans(**options):
-        x = jax.ShapeDtypeStruct((1, 2048, 16, 8), jnp.float32)
-        return str(jax.make_jaxpr(lambda *x: block_pairs(*x, **options))(x, x, x))
+        x, of_keys = (jax.ShapeDtypeStruct((1, 2048, heads, 8), jnp.float32) for heads in (16, 2))
+        return str(jax.make_jaxpr(lambda *x: block_pairs(*x, **options))(x, of_keys, of_keys))
 
-    of_256, of_512 = scans(block=256), scans(block=512)
-    assert of_256 != of_512 and scans() == of_256
+    assert scans() == scans(block=256) != scans(block=512)
     with lowering_for("gpu", (7, 5)):
-        assert scans() == of_512
+        assert scans() == scans(block=512) != scans(block=256)
 
 
 def test_a_window_shortens_the_list():
