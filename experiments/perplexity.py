@@ -137,7 +137,7 @@ class Study:
         self._digests = {f"{corpus}, {name}": chosen.digest() for (corpus, name), chosen in read.items()}
 
     def _documents(self, corpus: str, name: str) -> Selection:
-        """The documents that are scored, which are told of once for every tokenizer."""
+        """The documents that are scored. A corpus gets one remark, whatever the number of tokenizers."""
         from resonance_jax import data, evaluate
         from resonance_jax.evaluate.perplexity_protocols import Windowing
 

@@ -1,4 +1,4 @@
-"""Models asked for keys, cell by cell; every cell belongs to what the models and the prompts are made of."""
+"""Models are asked for keys, cell by cell; each kept cell states the models and prompts that it is of."""
 
 from __future__ import annotations
 
