@@ -48,11 +48,11 @@ class Config:
     """What stands in front of every prompt: auto (what the tokenizer really puts there), none, or a token's
     id."""
     batch_size: int = 1
-    """How many prompts are asked at once."""
+    """Prompts at once."""
     dtype: str = "float32"
-    """Dtype of a checkpoint's weights and activations."""
+    """Of weights and activations of a checkpoint."""
     precision: Precision = "auto"
-    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 if --dtype is."""
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
     seed: int = 0
     """Seed of the keys."""
     seeds: tuple[int, ...] = ()
