@@ -112,7 +112,9 @@ def compile_ahead(config: Config) -> int:
 class Study:
     """The checkpoints and the texts of a config, each text under each checkpoint's own tokenizer.
 
-    remarks: sentences on what a reader of the figures should know. left_out: documents without usable text.
+    Attributes:
+        remarks: sentences on what a reader of the figures should know.
+        left_out: how many documents had no usable text.
     """
 
     def __init__(self, config: Config, checkpoints: Mapping[str, Checkpoint]):

@@ -38,7 +38,9 @@ class Asked:
 class Study:
     """Models, and the grid of cells that each is asked under each of its encodings.
 
-    encodings: by model, then by label. remarks: sentences on models that could not be asked.
+    Attributes:
+        encodings: by model, then by label.
+        remarks: sentences on models that could not be asked.
     """
 
     encodings: dict[int | str, dict[str, rope.Specs]]
