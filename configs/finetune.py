@@ -53,12 +53,12 @@ class Text:
     bos: str = "auto"
     """BOS: auto (what the tokenizer really puts in front), none, or a token's id."""
     rule: str = "auto"
-    """What stands around each document: bos_eos, bos, eos or none; auto: what the tokenizer has of both."""
+    """What stands around each document: bos_eos, bos, eos, none; auto: those that the tokenizer has."""
     mode: str = "split"
     """"split" cuts the tokens into rows; "truncate" takes the head of every --source-chunk tokens and leaves
     the rest, as the paper's release does."""
     source_chunk: int = 65_536
-    """Tokens of which "truncate" keeps the head."""
+    """With --mode truncate: tokens in a chunk, of which the head is kept."""
     cache_dir: str | None = None
     """Where token files are kept; default: the run folder."""
 
@@ -82,13 +82,13 @@ class Config:
     """Without a checkpoint: a training of fresh weights that comes first."""
 
     method: str = "yarn"
-    """The encoding (resonance_jax.rope.METHODS)."""
+    """The RoPE scaling method (resonance_jax.rope.METHODS)."""
     resonance: bool = False
-    """Round its wavelengths to whole positions."""
+    """Apply Resonance: round the encoding's wavelengths to whole positions."""
     scale: float = 8.0
-    """The paper's s, for the methods that take one."""
+    """The scale (the paper's s), for methods that take one."""
     train_length: int | None = None
-    """The paper's L; default: what the checkpoint's config states."""
+    """Positions of the base's training (the paper's L); default: what the checkpoint's config states."""
     length: int = 4096
     """Positions in a training row."""
 
@@ -111,8 +111,8 @@ class Config:
     batch_size: int = 64
     """Rows per step, over all devices."""
     micro: int = 0
-    """Rows at a time, over all devices, whose gradients are added up; 0: one per device, more if rows are
-    short."""
+    """Rows of a micro-batch, over all devices; the gradients of micro-batches are added up. 0: one row per
+    device, more if rows are short."""
     optimizer: OmitArgPrefixes[OptimizerConfig] = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW and its learning-rate schedule."""
 
@@ -124,14 +124,15 @@ class Config:
     dtype: str = "bfloat16"
     """Dtype of activations and of the exported weights; master weights and moments are float32."""
     precision: Precision = "auto"
-    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 if --dtype is."""
     remat: str = "full"
-    """What the gradient recomputes: full (each layer), dots (all but products), none."""
+    """What the gradient recomputes: full (each layer), attention (all but attention), dots (all but
+    products), none."""
     kernel: str = "auto"
-    """The attention kernel."""
+    """The attention kernel: auto, xla, block_pairs, cudnn or splash."""
     mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=MeshConfig)
-    """Over how many devices each axis of the mesh goes. One size may be -1: the devices that are left; where
-    data or fsdp would get more of them than there are rows, the rest cut time."""
+    """Over how many devices each axis of the mesh goes. One size may be -1, which takes the devices that are
+    left; where data or fsdp would so get more devices than there are rows, the rest cut time."""
 
     seed: int = 42
     """Seed of the order of the data, of dropout and of fresh weights."""
@@ -141,24 +142,24 @@ class Config:
     save_seconds: float = 300.0
     """Seconds between checkpoints."""
     keep: int = 2
-    """How many checkpoints stay."""
+    """How many of the newest checkpoints stay."""
     checkpoint_dir: str | None = None
     """Where checkpoints go, gs://… too; default: the run folder."""
     profile: int = 0
-    """Trace so many steps into the run folder."""
+    """How many steps JAX's profiler traces into the run folder."""
     plan: FlagOrAuto = False
     """Only say what a device would hold and how long a step might take (exit code 1: it does not fit). auto:
-    search the mesh, --micro and --remat that fit --devices of --chip, by the plan first and, where the TPU's
-    compiler is installed, by that last."""
+    search the mesh, --micro and --remat that fit --devices of --chip, by the plan and, where the TPU's
+    compiler is installed, by that too."""
     chip: str | None = None
-    """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: what is here."""
+    """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: the one here."""
     devices: int | None = None
-    """How many of them to plan for; default: what is here."""
+    """How many chips to plan for; default: those that are here."""
     compile: str | None = None
     """Only compile the step, with the TPU's own compiler, for a slice that need not be there: v5p:2x2x2,
     v6e:4x4, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""
     slices: int = 1
-    """With --compile: how many such slices, joined by the data centre's network; --data goes over them."""
+    """With --compile: how many such slices, joined by the data centre's network; --data spans them."""
     run_dir: str | None = None
     """Where results go; default runs/finetune-<hash of this config>."""
 

@@ -31,7 +31,7 @@ class Config:
     train_length: int = 256
     """Positions that the models are trained at (the paper's L)."""
     length: int = 2048
-    """Positions that they are extended to (the paper's L')."""
+    """Positions that the models are extended to (the paper's L')."""
     d_model: int = 128
     """Width of the models."""
     n_layers: int = 4
@@ -55,8 +55,8 @@ class Config:
     documents: int = 24
     """At most so many held-out documents (in order of name)."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the first weights; for each, a model is trained with RoPE and one with Resonance RoPE, all of
-    them in one program. One seed gets no verdict."""
+    """Seeds of the first weights. For each a model is trained with RoPE and one with Resonance RoPE, all of
+    them in one program. With one seed there is no verdict."""
     data_seed: int = 0
     """Seed of the order of the data, the same for every model."""
     precision: Precision = "auto"

@@ -35,21 +35,21 @@ class Config:
     encoding: str = "own"
     """"own" is what the checkpoint's config states; or a method, with an optional "resonance-" in front."""
     scale: float | None = None
-    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
-    takes L to --length."""
+    """The scale (the paper's s) of static methods; default: the checkpoint's own for its own method,
+    otherwise what takes L to --length."""
     train_length: int | None = None
-    """The paper's L; default: what the checkpoint's config states."""
+    """Positions of the training (the paper's L); default: what the checkpoint's config states."""
     context: str = "32k"
-    """L-Eval's: a document may have this (k = 1,000) less 512 tokens."""
+    """L-Eval's context: a document may have so many tokens (k = 1,000) less 512."""
     length: int | None = None
     """Positions that the encoding is declared for; default: what the longest prompt of the run and its new
-    tokens need, so that every question is asked. With a shorter one, a question that does not fit is left
-    out, and said."""
+    tokens need, so that every question is asked. With fewer, questions that do not fit are left out, and
+    named."""
     dynamic_scale: str = "ceil"
     """How a dynamic encoding's s follows a prompt of n tokens: "ceil" is the benchmark's script, (n + new
     tokens) / L rounded up, and plain RoPE for n up to L; "exact" does not round."""
     max_new_tokens: int = 512
-    """The most tokens of an answer."""
+    """The most tokens that an answer may have."""
     gsm_new_tokens: int | None = None
     """The same for gsm100, whose answers reason before they say a number; default: --max-new-tokens."""
     stop: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Config:
     limit: int | None = None
     """Only the first so many questions of each task."""
     batch_size: int = 1
-    """Questions at once, as far as they are asked under the same table."""
+    """How many questions are asked at once, where they are asked under the same table."""
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: the checkpoint's own."""
     bos: str = "auto"
@@ -74,7 +74,7 @@ class Config:
     """Dtype of weights and activations; auto: bfloat16 where this device multiplies it faster, else
     float32."""
     precision: Precision = "auto"
-    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 if --dtype is."""
     run_dir: str | None = None
     """Where results go; default runs/leval-<hash of this config>."""
 
@@ -86,8 +86,8 @@ class Score:
     files: tyro.conf.Positional[tuple[str, ...]] = ()
     """L-Eval's prediction files, each TASK.pred.jsonl or TASK.jsonl."""
     leading_space: Literal["keep", "drop"] = "keep"
-    """The space that Hugging Face's slow LLaMA tokenizer leaves in front of stored predictions, and some
-    rules see: published scores keep it; dropped, they compare with the predictions of this package."""
+    """The space that Hugging Face's slow LLaMA tokenizer leaves in front of stored predictions, which some
+    rules see. Published scores keep it; without it they can be compared with this package's predictions."""
 
 
 def _table2() -> dict[str, tuple[str, Config]]:

@@ -35,10 +35,10 @@ class Config:
     parts: tuple[Literal["finetune", "figure4", "table2"], ...] = PARTS
     """Which parts are run now; each goes on from what the ones before it left in the run folder."""
     chip: str | None = None
-    """The chip that is here (v5e, v5p, v6e, …): with --devices each fine-tuning gets the mesh, the rows at a
+    """The chip that is here (v5e, v5p, v6e, …). With --devices each fine-tuning gets the mesh, the rows at a
     time and the recomputation that its plan finds; default: those of the presets."""
     devices: int | None = None
-    """How many of them the fine-tunings run on."""
+    """How many chips the fine-tunings run on."""
     finetune: tuple[str, ...] = ()
     """More options for every fine-tuning, each NAME=VALUE."""
     figure4: tuple[str, ...] = ()

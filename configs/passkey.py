@@ -34,14 +34,14 @@ class Config:
     lengths: tuple[int, ...] = (2048, 4096, 8192)
     """Prompt lengths in tokens."""
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Shares of the garbage that precede the key."""
+    """How deep the key is hidden: shares of the garbage text that precede it."""
     trials: int = 10
-    """Keys per cell (and seed)."""
+    """Keys per length and depth (and seed)."""
     scale: float | None = None
-    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
-    takes L to the longest of --lengths."""
+    """The scale (the paper's s) of static methods; default: the checkpoint's own for its own method,
+    otherwise what takes L to the longest of --lengths."""
     train_length: int | None = None
-    """The paper's L; default: what a checkpoint's config states."""
+    """Positions of the training (the paper's L); default: what a checkpoint's config states."""
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: each checkpoint's own."""
     bos: str = "auto"
@@ -57,8 +57,8 @@ class Config:
     seed: int = 0
     """Seed of the keys."""
     seeds: tuple[int, ...] = ()
-    """Seeds of the models trained here: per seed one under RoPE and one under Resonance RoPE, as --encodings
-    need them."""
+    """Seeds of the models trained here: per seed one under RoPE and one under Resonance RoPE, where
+    --encodings need it."""
     d_model: int = 128
     """Width of the models trained here."""
     n_layers: int = 2
@@ -72,7 +72,7 @@ class Config:
     stage_rows: tuple[int, ...] = (16, 16, 8, 8)
     """Texts per step, in each stage."""
     questions: int = 3
-    """How often a text asks for its key before the last stage, which asks once: short texts teach more."""
+    """How often a text asks for its key in the stages before the last, which asks once."""
     lr: float = 2e-3
     """Peak learning rate of the training."""
     finetune_steps: int = 100

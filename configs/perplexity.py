@@ -38,20 +38,20 @@ class Config:
     dynamic_lengths: tuple[int, ...] = ()
     """Those of --lengths that dynamic encodings are scored at, each by a forward of its own; default: all."""
     scale: float | None = None
-    """The paper's s, for static methods; default: the checkpoint's own for its own method, otherwise what
-    takes L to the longest of --lengths."""
+    """The scale (the paper's s) of static methods; default: the checkpoint's own for its own method,
+    otherwise what takes L to the longest of --lengths."""
     train_length: int | None = None
-    """The paper's L; default: what the checkpoint's config states."""
+    """Positions of the training (the paper's L); default: what the checkpoint's config states."""
     protocol: str = "prefix"
     """"prefix", "sliding" or "yarn" (evaluate.perplexity_protocols says what each scores)."""
     stride: int = 256
     """Tokens that a sliding window advances by."""
     truncate: bool = False
-    """One window per document, as the YaRN script's --truncate."""
+    """Score one window per document, as the YaRN script's --truncate does."""
     min_tokens: int = 0
     """Documents shorter than this are left out."""
     documents: int = 50
-    """The first so many of those that are long enough."""
+    """How many documents are scored: the first that are long enough."""
     tokenizer: str | None = None
     """"bytes", a tokenizer.json, a tokenizer.model, or a directory; default: each checkpoint's own."""
     bos: str = "auto"
@@ -65,14 +65,14 @@ class Config:
     """Which split of the corpora: heldout, train, all, or a dataset's own name; default: all of a file or
     folder of your own, of others what is held out (a TFDS corpus: its test split)."""
     dtype: str = "float32"
-    """Of weights and activations; norms, rotation, softmax and loss are at least float32."""
+    """Dtype of weights and activations; norms, rotation, softmax and loss are at least float32."""
     precision: Precision = "auto"
-    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
+    """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 if --dtype is."""
     parallel: str = "none"
     """"none": one device; "pmap": rows over this host's devices; "mesh": as the next four options say."""
     mesh: OmitArgPrefixes[MeshConfig] = dataclasses.field(default_factory=lambda: MeshConfig(data=-1, fsdp=1))
-    """With --parallel mesh: over how many devices each axis goes; --sequence cuts every window, and --data
-    cuts those that are left when there are fewer of them than devices."""
+    """With --parallel mesh: over how many devices each axis goes. --sequence cuts every window, and so does
+    --data where there are fewer windows than devices."""
     compile: str | None = None
     """Only compile the scoring of the longest window, with the TPU's own compiler, for a slice that need not
     be there: v5p:2x2x2, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""

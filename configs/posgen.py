@@ -41,69 +41,70 @@ class Config:
     """Train every encoding and seed of PosGen's tasks at once; draw the paper's Table 1 and Figure 3."""
 
     protocol: Literal["corrected", "release", "paper"] = "corrected"
-    """Data, tables and what is trained: as published, as the paper says, or as published but put right."""
+    """How data and tables are made and what is trained: release (as published), corrected (the same with its
+    mistakes put right), paper (as the paper says)."""
     tasks: tuple[Literal["recursive", "cot", "semi_recursive"], ...] = TASKS
-    """Where the far tokens are."""
+    """Which tasks; they differ in where a token's far tokens are."""
     encodings: tuple[str, ...] = ENCODINGS
     """rope, yarn, llama3, dynamic-ntk, … (any of rope.METHODS), each with or without resonance- before it."""
     seeds: tuple[int, ...] = (5549, 4955, 42, 3701, 49)
-    """One run each: of the first weights, the order of the data and dropout. The release's five."""
+    """Seeds of the first weights, the order of the data and dropout, a run each; default: the release's."""
     hash: Literal["sum", "permuted_sum"] = "sum"
-    """permuted_sum has no two-token shortcut, so that only positions help."""
+    """How a token follows from others. permuted_sum has no two-token shortcut: only positions help."""
     modulus: int = 17
-    """How many numbers there are."""
+    """How many different numbers a sequence is made of."""
     far: int = 1
-    """Far tokens (the paper's j)."""
+    """How many far tokens a token depends on (the paper's j)."""
     near: int = 3
-    """Near tokens (the paper's k)."""
+    """How many near tokens a token depends on (the paper's k)."""
     train_length: int = 64
     """Tokens of a training sequence, [EOS] not counted (the paper's L)."""
     length: int = 256
-    """Tokens of a test sequence (L')."""
+    """Tokens of a test sequence (the paper's L')."""
     train_rows: int = 10_000
-    """Training sequences."""
+    """How many sequences are trained on."""
     val_rows: int = 1_000
-    """Sequences that choose the checkpoint."""
+    """How many sequences the evaluation is chosen by."""
     test_rows: int = 1_000
-    """Sequences that the accuracies are of."""
+    """How many sequences the accuracies are measured on."""
     model: Literal["t5", "llama"] = "t5"
     """t5: the paper's (no 1/sqrt(H), tied head). llama: LLaMA's attention and head, with a ReLU MLP."""
     d_model: int = 512
-    """Width."""
+    """Width of the decoder."""
     n_layers: int = 2
     """Layers; the paper has 2, the published configuration 6."""
     n_heads: int = 8
-    """Heads, each with a head_dim of its own, whatever the width."""
+    """Heads, each of --head-dim whatever the width."""
     head_dim: int = 64
     """Size of a head, all of it rotated; 64 gives the paper's tables."""
     d_ff: int = 2048
     """Width of the MLP."""
     dropout: float = 0.1
-    """Where T5 has it."""
+    """Dropout rate, in the places where T5 has it."""
     epochs: int = 150
-    """Times that each training sequence is seen."""
+    """How often each training sequence is seen."""
     batch_size: int = 128
-    """Sequences a step."""
+    """Sequences per step."""
     lr: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["onecycle", "constant", "cosine", "linear"] = "onecycle"
-    """The code's is PyTorch's OneCycleLR, which cycles beta1 too; the paper names none."""
+    """The learning-rate schedule; the release's is PyTorch's OneCycleLR, which cycles beta1 too."""
     weight_decay: float = 0.01
-    """AdamW's, on everything that is trained."""
+    """AdamW's weight decay, on everything that is trained."""
     eval_epochs: int = 2
     """Epochs between evaluations."""
     beta_fast: float | None = None
-    """YaRN's; None is the protocol's (2, for paper 32)."""
+    """YaRN's beta_fast; default: the protocol's (paper: 32, the others: 2)."""
     beta_slow: float | None = None
-    """YaRN's; None is 1."""
+    """YaRN's beta_slow; default: 1."""
     long_factor: tuple[float, ...] | None = None
-    """LongRoPE's factors, one for each pair; only the encoding longrope needs them."""
+    """LongRoPE's factors, one per pair; only the encoding longrope needs them."""
     precision: Precision = "auto"
-    """Of matrix products; auto is tensorfloat32 on GPUs, float32 elsewhere."""
+    """How exactly float32 numbers are multiplied; auto: tensorfloat32 on GPUs, float32 elsewhere."""
     micro: int = 0
-    """Rows whose gradients are taken at once (0: all): fewer stay in a CPU's cache, or in a GPU's memory."""
+    """Rows of a micro-batch (0: all at once), as many as a CPU's cache or a GPU's memory can hold."""
     save_seconds: float = 30.0
-    """Seconds between checkpoints; what a kill loses at most."""
+    """Seconds between checkpoints, the most that a kill loses."""
     plan: bool = False
     """Only time ten steps and an evaluation, and say how long the whole would take."""
     run_dir: str | None = None

@@ -34,7 +34,7 @@ class Config:
     every: int = 1_024
     """Perplexity is given at every multiple of so many positions, from one forward."""
     scale: float = 2.0
-    """The paper's s, of the methods that have one."""
+    """The scale (the paper's s) of the methods that have one."""
     precision: Precision = "auto"
     """How exactly a TPU or a GPU multiplies float32 numbers, by JAX's names; auto: as float32."""
     run_dir: str | None = None

@@ -20,25 +20,25 @@ class Table:
     head_dim: int = 128
     """Size of a head, all of it rotated."""
     base: float = 10_000.0
-    """The paper's b (rope_theta)."""
+    """The base of the frequencies (the paper's b, rope_theta)."""
     train_length: int = 4096
-    """The paper's L."""
+    """Positions of the training (the paper's L)."""
     scale: float | None = None
-    """The paper's s, for methods that take one; default: length / train_length, or 8."""
+    """The scale (the paper's s), for methods that take one; default: length / train_length, or 8."""
     length: int | None = None
-    """The paper's L': the longest length looked at; default: scale x train_length."""
+    """The longest length that is looked at (the paper's L'); default: scale x train_length."""
     beta_fast: float | None = None
-    """YaRN's; None is 32."""
+    """YaRN's beta_fast; default: 32."""
     beta_slow: float | None = None
-    """YaRN's; None is 1."""
+    """YaRN's beta_slow; default: 1."""
     ramp: str | None = None
-    """YaRN's: "dimension" (all released code, the default) or "rotations" (as its paper prints it)."""
+    """YaRN's ramp: "dimension" (all released code, the default) or "rotations" (as its paper prints it)."""
     truncate: bool | None = None
-    """Whether YaRN's bounds are whole dimensions; None is True."""
+    """Whether YaRN's bounds are rounded to whole dimensions; default: they are."""
     attention_factor: float | None = None
-    """In the place of YaRN's or LongRoPE's own."""
+    """The factor on cosines and sines, in the place of YaRN's or LongRoPE's own."""
     dynamic_factor: float | None = None
-    """Dynamic NTK's f; None is the paper's 1."""
+    """Dynamic NTK's f; default: the paper's 1."""
     long_factor: tuple[float, ...] | None = None
     """LongRoPE's factors, one per pair; only longrope needs them."""
     options: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Explain(Table):
-    """Say what an encoding means, and what transformers and the paper's released code make of it."""
+    """Say what an encoding means, and how transformers and the paper's released code understand it."""
 
     config: str
     """A config.json, a Hugging Face directory, or a name such as yarn or resonance-yarn. What a file states
@@ -62,14 +62,14 @@ class Show(Table):
 
     methods: tuple[str, ...]
     """Names such as rope, yarn, dynamic-ntk, each with or without resonance- before it; or a config.json or a
-    Hugging Face directory, each of its layer types: what is named beside it is made for that model."""
+    Hugging Face directory, of which each layer type is drawn; names beside it are then for that model."""
     pair: int | None = None
     """The pair whose angles are drawn; default: of those that turn twice within --angles-train-length,
     the one that strays the most under plain RoPE."""
     angles_train_length: int = 64
     """Positions seen in the picture of angles (the paper's Figure 1; more of them fill the circle)."""
     angles_length: int = 128
-    """Positions in that picture."""
+    """Positions in the picture of angles."""
     run_dir: str | None = None
     """Where results go; default runs/rope-show-<hash of this config>."""
 
@@ -97,22 +97,24 @@ class Export:
     out: str | None = None
     """The directory to write; default: hf in the run folder."""
     scale: float | None = None
-    """The paper's s, for methods that take one; default: the checkpoint's for its own method, else 8."""
+    """The scale (the paper's s), for methods that take one; default: the checkpoint's for its own method,
+    else 8."""
     train_length: int | None = None
-    """The paper's L; default: what the checkpoint's config states."""
+    """Positions of the training (the paper's L); default: what the checkpoint's config states."""
     length: int | None = None
     """The longest sequence, in positions; default: scale x train_length."""
     dtype: str | None = None
-    """Of the exported weights; default: as the checkpoint stores them."""
+    """Dtype of the exported weights; default: as the checkpoint stores them."""
     check: bool = True
     """Compare logits, perplexity and greedy output with transformers (where torch is installed)."""
     corpus: str = "stdlib"
-    """Text of the check."""
+    """The text that the check scores."""
     tokenizer: str | None = None
     """"bytes", or a path; default: the checkpoint's own. Without one, random ids are compared."""
     new_tokens: int = 100
-    """Tokens of greedy output to compare, within the training length."""
+    """How many tokens of greedy output are compared, within the training length."""
     tolerance: float = 1e-4
-    """Of logits within the training length, phases alike, in standard deviations of the logits."""
+    """The largest difference of logits that passes, within the training length and with the same phases, in
+    standard deviations of the logits."""
     run_dir: str | None = None
     """Where results go; default runs/rope-export-<hash of this config>."""

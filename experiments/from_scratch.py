@@ -189,8 +189,8 @@ def _subjects(
     plain: tuple[Decoder, Decoder],
     resonant: tuple[Decoder, Decoder],
 ) -> list[evaluate.Subject]:
-    """What is evaluated of one seed: both models under every method, fine-tuned, and one under a table it
-    never saw. plain, resonant: the model trained so, and what became of it by fine-tuning."""
+    """What is evaluated of one seed: both models under every method, both fine-tuned, and one under a table
+    that it never saw. plain, resonant: the model trained without and with Resonance, and it fine-tuned."""
     from resonance_jax.evaluate import Subject
     from resonance_jax.report.labels import FINETUNED, SWAPPED
 
@@ -263,7 +263,7 @@ def write_results(
     provenance: dict[str, dict],
     made_by: Identity,
 ) -> None:
-    """perplexity.csv, .png, report.md, and last perplexity.json, whose presence says the run is finished."""
+    """Write perplexity.csv and .png, report.md, and last perplexity.json, which says the run is finished."""
     from resonance_jax import report
     from resonance_jax.report import plots, trainings
     from resonance_jax.report.labels import SWAPPED

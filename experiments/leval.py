@@ -90,7 +90,9 @@ def label(config: Config) -> str:
 class Study:
     """The questions of a config as a checkpoint reads them, and the encoding that it is asked under.
 
-    prompts: by task. left_out: the documents and questions that are not asked, and why.
+    Attributes:
+        prompts: by task.
+        left_out: the documents and questions that are not asked, and why.
     """
 
     def __init__(self, config: Config):

@@ -112,7 +112,9 @@ def compile_ahead(config: Config) -> int:
 class Study:
     """The checkpoints and the texts of a config, each text under each checkpoint's own tokenizer.
 
-    remarks: sentences on what a reader of the figures should know. left_out: documents without usable text.
+    Attributes:
+        remarks: sentences on what a reader of the figures should know.
+        left_out: how many documents had no usable text.
     """
 
     def __init__(self, config: Config, checkpoints: Mapping[str, Checkpoint]):
@@ -137,7 +139,7 @@ class Study:
         self._digests = {f"{corpus}, {name}": chosen.digest() for (corpus, name), chosen in read.items()}
 
     def _documents(self, corpus: str, name: str) -> Selection:
-        """The documents that are scored, which are told of once for every tokenizer."""
+        """The documents that are scored. A corpus gets one remark, whatever the number of tokenizers."""
         from resonance_jax import data, evaluate
         from resonance_jax.evaluate.perplexity_protocols import Windowing
 

@@ -40,7 +40,7 @@ FIRST_ONLY = ("ntk", "dynamic_ntk")
 
 
 def run(config: Config) -> None:
-    """Score what is missing, saying each figure when it is there, then print the tables."""
+    """Score what is missing, printing each figure as it comes, then the tables."""
     from resonance_jax.report.quickstart import show
 
     _check(config)

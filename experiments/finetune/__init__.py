@@ -104,8 +104,12 @@ def parts(config: Config, folder: Path) -> list[Path]:
 class Study:
     """A run folder and what belongs into it.
 
-    folder: of the run. local: the same on this machine's disk. tokens: of the text. say: prints, on the first
-    process.
+    Args:
+        inputs: what the config names.
+        folder: of the run.
+        local: the same on this machine's disk.
+        tokens: of the text.
+        say: prints a sentence, on the first process only.
     """
 
     def __init__(self, inputs: Inputs, folder: Path, local: Path, tokens: data.TokenFile, say: Say):
@@ -131,8 +135,8 @@ class Study:
         return [content(part / "hf") for part in parts(self.config, self.local)]
 
     def _exports_are_whole(self, kept: Mapping[str, object]) -> bool:
-        """Whether the directories are those that the run wrote; says so where they are not. The local twins
-        of directories in an object store may be gone."""
+        """Whether the directories are those that the run wrote; a sentence is printed where they are not.
+        The local twins of directories in an object store may be gone."""
         found = self._exports()
         if is_remote(self.folder) and found == [None] * len(found):
             return True
@@ -238,10 +242,15 @@ def training(config: Config, mesh: Mesh | None) -> train.TrainConfig:
 def compare(
     inputs: Inputs, folder: Path, local: Path, lm: Decoder, tuned: Mapping[rope.RopeSpec, Path]
 ) -> dict:
-    """Perplexity of held-out text by length: the base under several encodings, and what became of it.
+    """Compare the perplexity of held-out text by length: the base under several encodings, and fine-tuned.
 
-    tuned: the Hugging Face directory that was fine-tuned under each encoding. Returns the content of
-    sweep.json, and leaves that and the files of report.finetuning_gain in folder.
+    Writes the files of report.finetuning_gain, and returns the content of sweep.json.
+
+    Args:
+        inputs: what the config names.
+        folder, local: of the run, and the same on this machine's disk.
+        lm: the base.
+        tuned: the Hugging Face directory that was fine-tuned under each encoding.
     """
     from resonance_jax import evaluate, interop, report, rope
     from resonance_jax.evaluate import Subject

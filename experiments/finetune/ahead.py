@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 def base(config: Config) -> tuple[DecoderConfig, rope.RopeSpec]:
-    """The decoder that would be trained and the encoding that its base has, which need not be there: then
-    --shape stands for it."""
+    """The decoder that would be trained, and the encoding of its base. Where the base is not there, --shape
+    stands for it."""
     from resonance_jax.command.checkpoints import open_if_there
 
     checkpoint = open_if_there(config.checkpoint) if config.checkpoint else None
@@ -81,7 +81,7 @@ def search_plan(config: Config, training: MakeTraining) -> int:
     print_table(rows, f"{config.devices} x {chip[0]}, {config.batch_size} rows of {config.length:,}")
     if (chosen := found.chosen) is None:
         least = min(setting.plan.total for setting, _ in found.refused) if found.refused else None
-        print("Nothing fits." if least is None else f"Nothing fits; the least is {readable(least)} a chip.")
+        print("Nothing fits." if least is None else f"Nothing fits; the least is {readable(least)} per chip.")
         return 1
     print(chosen.plan.verdict)
     print(f"{name}: the compiler fits it too." if compiled else "Not compiled: --compile says more.")
@@ -111,7 +111,7 @@ def refusal_on(name: str, config: Config, training: MakeTraining) -> Callable[[S
 def step(
     config: Config, devices: Sequence[Device], sizes: dict[str, int], training: MakeTraining
 ) -> tuple[DecoderConfig, train.TrainConfig, Callable[[], Compiled]]:
-    """The decoder, how it is trained, and what compiles its step, on a mesh of these sizes."""
+    """The decoder, how it is trained, and a function that compiles its step, on a mesh of these sizes."""
     from resonance_jax import rope
     from resonance_jax.parallel.mesh import make_mesh
     from resonance_jax.train.compiled_step import compile_step
@@ -167,7 +167,7 @@ def compile_ahead(config: Config, training: MakeTraining) -> int:
     )
     show_compiled(result)
     print(
-        f"{made.flops / 1e12:,.1f} TFLOP a step over all devices (a formula, recomputation included); "
+        f"{made.flops / 1e12:,.1f} TFLOP per step over all devices (a formula, recomputation included); "
         f"compiled in {result.seconds['compile']:.0f} s; the plan said {readable(made.total)}."
     )
     print(f"{result.verdict}\n{folder}/tpu_compile.json")

@@ -29,7 +29,7 @@ class Base:
     Args:
         inputs: what the config names.
         folder: of the run.
-        local: the same on this machine's disk. A base that is no checkpoint becomes one, local/base.
+        local: the same on this machine's disk. A base that is made here is saved as a checkpoint, local/base.
         tokens: of the text.
     """
 
@@ -107,7 +107,7 @@ class Base:
         return train.saved_run(folder / "train" / "checkpoints", 0, theirs.shape(), self.inputs.own, mesh)
 
     def _fresh(self, mesh: Mesh | None, say: Say) -> Decoder:
-        """A decoder of the stated shape, trained under plain RoPE first if that is asked for."""
+        """A decoder of the stated shape, first trained under plain RoPE if that is asked for."""
         import jax
 
         from experiments.finetune.inputs import shape_named

@@ -1,4 +1,4 @@
-"""What a fine-tuning is made of: everything that can be wrong is looked at before anything is written."""
+"""What a fine-tuning is made of: all of it is opened and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_LEAST = {
     "length": 2,  # a position and the one that it predicts
     **dict.fromkeys(("micro", "profile", "pretrain_steps"), 0),
 }
-"""Option: the smallest number that it can be."""
+"""Option -> the smallest number that it can be."""
 
 
 def identity(config: Config) -> Config:
@@ -35,7 +35,7 @@ def identity(config: Config) -> Config:
 
 
 def variants(config: Config) -> list[bool]:
-    """Which of the method without and with Resonance are trained."""
+    """Whether Resonance is applied, for each encoding that is trained."""
     return [False, True] if config.compare else [config.resonance]
 
 
@@ -43,10 +43,16 @@ def variants(config: Config) -> list[bool]:
 class Inputs:
     """What a config names, opened but not yet read.
 
-    checkpoint: the base, None where a model of experiments.from_scratch or a fresh one is it. from_scratch:
-    the run folder of that model and its config. shape: the decoder as it is trained. own: the base's
-    encoding. specs: what it is trained under. text: the split that is trained on. heldout: the one that
-    --compare scores, None without it; each is one corpus, so that its facts cost one reading.
+    Attributes:
+        config: the config.
+        checkpoint: the base; None where it is a model of experiments.from_scratch, or a fresh one.
+        from_scratch: the run folder of that model and its config.
+        shape: the decoder as it is trained.
+        own: the base's encoding.
+        specs: the encodings that it is trained under.
+        tokenizer: encodes the text; None for a corpus that is tokenized.
+        text: the split that is trained on.
+        heldout: the split that --compare scores, None without it.
     """
 
     config: Config
@@ -90,7 +96,7 @@ class Inputs:
         }
 
     def made_by(self, tokens: data.TokenFile, base: Identity) -> Identity:
-        """What a checkpoint of the training depends on, beside what the training sees of it."""
+        """What a checkpoint of the training depends on, beside what the training itself records."""
         return {
             "base": base,
             "corpus": tokens.header["corpus"]["fingerprint"],

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from resonance_jax.model import DecoderConfig
 
 SECOND_QUESTIONS = 64
-"""Those that L-Eval's script asks about science fiction a second time."""
+"""How many questions about science fiction L-Eval's script asks a second time."""
 
 
 def show_plan(config: Config, stages: list[Stage]) -> int:
@@ -50,7 +50,7 @@ def show_plan(config: Config, stages: list[Stage]) -> int:
         f"{total:,.1f} chip-hours in all. They suppose {plan.EFFICIENCY:.0%} of the dense peak, with what is "
         "recomputed: an assumption, because nothing was measured on these chips. Table 2 is an upper bound "
         "of its prefills (every document as long as allowed, read anew for every question); decoding, which "
-        "reads the weights once a token, is not in it. Figure 4 and Table 2 run on one chip."
+        "reads the weights once per token, is not in it. Figure 4 and Table 2 run on one chip."
     )
     return 0 if fits else 1
 

@@ -24,8 +24,12 @@ COMPUTED = {"7b": "llama2-7b", "13b": "llama2-13b"}
 class Stage:
     """One command.
 
-    part: of configs.paper.PARTS. study, preset: what is run. config: as that study has it. options: what it
-    gets beside the preset. folder: of its run.
+    Attributes:
+        part: one of configs.paper.PARTS.
+        study, preset: the command's name and its preset.
+        config: the study's config with all options.
+        options: what is given beside the preset.
+        folder: of the stage's run.
     """
 
     part: str

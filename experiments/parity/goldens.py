@@ -147,9 +147,12 @@ def stated(entry: Entry) -> tuple[rope.RopeSpec, int]:
 def tolerance(
     positions: Integer[np.ndarray, "P"], resonance: bool = False, scale: float = 1.0
 ) -> Float64[np.ndarray, "P 1"]:
-    """What float32 arithmetic may differ by at each position (measured, JAX against PyTorch).
+    """How much float32 arithmetic may differ at each position (measured, JAX against PyTorch).
 
-    resonance: whether wavelengths are whole. scale: by which positions are divided before they are rotated.
+    Args:
+        positions: the positions.
+        resonance: whether wavelengths are whole.
+        scale: what positions are divided by before they are rotated.
     """
     bounds = np.array([3e-5, 5e-4, 2e-3, 5e-3])
     plain = bounds[np.searchsorted([257, 4096, 16_384, 65_535], positions / scale)]

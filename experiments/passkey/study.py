@@ -1,4 +1,4 @@
-"""Models asked for keys, cell by cell; every cell belongs to what the models and the prompts are made of."""
+"""Models are asked for keys, cell by cell; each kept cell states the models and prompts that it is of."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Asked:
 class Study:
     """Models, and the grid of cells that each is asked under each of its encodings.
 
-    encodings: by model, then by label. remarks: sentences on models that could not be asked.
+    Attributes:
+        encodings: by model, then by label.
+        remarks: sentences on models that could not be asked.
     """
 
     encodings: dict[int | str, dict[str, rope.Specs]]

@@ -127,8 +127,8 @@ class Study:
         return sorted(found)
 
     def identity(self, task: str) -> Identity:
-        """What a task's numbers depend on. The device is not part of it: tasks may come from several. The
-        precision is, of which results of float32 say nothing."""
+        """What a task's numbers depend on. The device is left out: tasks may be computed on several. The
+        precision is stated unless it is float32."""
         options, exact = options_of(self.config), self.precision == "float32"
         return {
             "task": task,
@@ -206,7 +206,7 @@ class Study:
         )
 
     def result(self, task: str, folder: Path) -> dict:
-        """The task's numbers, by training (on); result.json keeps them."""
+        """Train what is missing of a task, and keep its numbers in result.json."""
         from resonance_jax import report
         from resonance_jax.data import posgen as data
         from resonance_jax.evaluate import posgen_accuracy
@@ -253,7 +253,7 @@ class Study:
 
 
 def decoder_shape(config: Config) -> DecoderConfig:
-    """The decoder of a study."""
+    """The decoder that a config describes."""
     from resonance_jax import data, model
 
     common = {

@@ -64,6 +64,7 @@ def _check_memory(length: int, head_dim: int) -> None:
 
 
 def explain(config: Explain) -> None:
+    """Print what an encoding means, and how other programs understand it."""
     from resonance_jax import rope
 
     stated = config_at(config.config)
@@ -76,12 +77,14 @@ def explain(config: Explain) -> None:
 
 
 def records(specs: "dict[str, RopeSpec]", tables: "dict[str, Frequencies]") -> dict[str, object]:
+    """The content of encodings.json: each encoding and its table, by label."""
     from resonance_jax import rope
 
     return {title: rope.to_record(tables[title], spec) for title, spec in specs.items()}
 
 
 def show(config: Show) -> None:
+    """Draw the encodings, write their figures down and print a summary."""
     from resonance_jax import report, rope
     from resonance_jax.report import rope as pictures
 
@@ -118,6 +121,7 @@ def show(config: Show) -> None:
 
 
 def numerics(config: Numerics) -> None:
+    """Measure the errors of cosines and sines, draw them and print a table."""
     from resonance_jax import report
     from resonance_jax.report import phase_error
 

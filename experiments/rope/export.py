@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def export(config: Export) -> int:
+    """Write the directory and check it in transformers; 1 where the check fails."""
     from resonance_jax import interop, report
 
     source = interop.open_checkpoint(config.checkpoint)
@@ -174,7 +175,7 @@ def show_check(result: dict[str, Any], tolerance: float) -> int:
     }
     table = [{name: row[key] for name, key in shown.items()} for row in rows]
     print_table(table, f"{result['encoding']} in transformers and here, float32, on {result['text']}")
-    print("Differences of logits in standard deviations of the logits; NLL in nats a token.")
+    print("Differences of logits in standard deviations of the logits; NLL in nats per token.")
     print("Lost: what transformers' float32 phases change, against transformers with our phases.")
     same = "identical" if greedy["identical"] else f"they differ from token {greedy['first_difference']} on"
     print(

@@ -12,7 +12,7 @@ def check_at_least(config: Dataclass, least: Number, *names: str) -> None:
     """Raise ValueError where an option, or one of its values, is below the least one or not finite.
 
     Args:
-        config: its fields are the options; None is no value.
+        config: its fields are the options; one that is None is not checked.
         least: the least value that is allowed.
         names: of the fields.
     """

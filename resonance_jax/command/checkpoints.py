@@ -13,7 +13,7 @@ from resonance_jax.interop.named_checkpoints import located
 def split_entry(entry: str) -> tuple[str, str]:
     """(name, path) of an entry NAME=PATH or PATH, whose name is then the last part of the path.
 
-    What exists is a path, equals signs and all; otherwise the name ends at the first of them.
+    An entry that exists as a file is a path, equals signs and all; otherwise its name ends at the first one.
     """
     name, given, path = entry.partition("=")
     if not given or Path(entry).exists():
@@ -45,7 +45,7 @@ def named_checkpoints(entries: Sequence[str]) -> dict[str, Checkpoint]:
 
 
 def open_if_there(path: str) -> Checkpoint | None:
-    """The checkpoint at a path or of a name; None where nothing is there, for what can be said without it.
+    """The checkpoint at a path or of a packaged name; None where there is none, for plans that need no file.
 
     Raises ValueError for a name whose package is not installed, and as open_checkpoint does.
     """
@@ -53,7 +53,13 @@ def open_if_there(path: str) -> Checkpoint | None:
 
 
 def tokenizer_of(checkpoint: Checkpoint, given: str | None, bos: str = "auto") -> Tokenizer:
-    """The tokenizer that a command was given by --tokenizer, or the checkpoint's own; bos: as --bos says."""
+    """The tokenizer of a command: what --tokenizer gave, or the checkpoint's own.
+
+    Args:
+        checkpoint: what the command reads.
+        given: the value of --tokenizer; None: it was not given.
+        bos: the value of --bos.
+    """
     return checkpoint.tokenizer(bos=bos) if given is None else tokenizer(given, bos=bos)
 
 
@@ -104,9 +110,9 @@ def encodings_of(
 
 
 def scale_note(spec: rope.Specs, own: rope.Specs, asked: float | None, length: int) -> str:
-    """Which scale an encoding has and where it comes from, for people; nothing where it has none.
+    """Which scale an encoding has and where it comes from, for people; an empty text where it has none.
 
-    Where layers differ it says which of them have which encoding.
+    Where layers differ, the note says which of them have which encoding.
 
     Args:
         spec: the encoding.

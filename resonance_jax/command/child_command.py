@@ -14,7 +14,7 @@ def run_command(words: Sequence[str]) -> int:
     """Run a command and give its exit code; STOPPED where this process was told to stop meanwhile.
 
     SIGINT and SIGTERM are handed on, once each: the command saves and ends, and only then does this return.
-    It is not in the terminal's foreground group, where Ctrl-C would reach it a second time.
+    The command is kept out of the terminal's foreground group, where Ctrl-C would reach it a second time.
 
     Args:
         words: the program and its arguments.
@@ -31,7 +31,7 @@ def run_command(words: Sequence[str]) -> int:
     before = {number: signal.signal(number, hand_on) for number in handled}
     try:
         running.append(subprocess.Popen(list(words), process_group=0))
-        if told:  # before there was anyone to hand it on to
+        if told:  # before the process was there to hand it on to
             running[0].terminate()
         code = running[0].wait()
     finally:

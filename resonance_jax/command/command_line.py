@@ -1,4 +1,4 @@
-"""From the command line to the exit code."""
+"""How a command is run: its command line is parsed, and the process ends with its exit code."""
 
 import os
 import signal
@@ -47,9 +47,9 @@ def main(
 def leave(code: int) -> NoReturn:
     """End the process with this code.
 
-    All results are on the disk by now, so a signal changes nothing any more: while the interpreter shuts down
-    it would kill the process without a word. Where something went wrong the process ends at once: writers of
-    a checkpoint that failed may still be at work, and would print their own tracebacks.
+    All results are on the disk by now, so signals are ignored: while the interpreter shuts down, one would
+    kill the process without a word. Where something went wrong the process ends at once: writers of a
+    checkpoint that failed may still be at work, and would print their own tracebacks.
     """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

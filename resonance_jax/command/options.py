@@ -22,7 +22,7 @@ Config = TypeVar("Config", bound=Dataclass)
 
 
 def option_name(kind: type, field: str) -> str:
-    """The name of the option that a field of a dataclass is."""
+    """The name of the option that sets a field of a dataclass."""
     prefix = getattr(kind, "OPTION_PREFIX", None)
     return field if prefix is None else f"{prefix}_{field}"
 

@@ -12,18 +12,17 @@ from resonance_jax.settings.precision import Precision
 def use_precision(asked: str, dtype: str = "float32", platform: str | None = None) -> None:
     """Set the precision of all products that do not state their own; to be called before any is traced.
 
-    A CPU multiplies float32 numbers as they are, whatever is set: by "auto" nothing is set there, so that the
-    programs are those of a process that says nothing. What JAX_DEFAULT_MATMUL_PRECISION states is kept by
-    "auto" too.
+    On a CPU "auto" sets nothing, because a CPU multiplies float32 numbers as they are, whatever is set. It
+    also keeps what JAX_DEFAULT_MATMUL_PRECISION states.
 
     Args:
-        asked: one of settings.precision.Precision. "auto" is float32 where weights and activations are, and
-            nothing for 16-bit ones, whose products lose nothing in one pass.
+        asked: one of settings.precision.Precision. "auto" sets float32 where weights and activations are
+            float32 or wider, and nothing where they have 16 bits: such products lose nothing in one pass.
         dtype: of weights and activations.
-        platform: that the programs are for, jax's name of it; default: this process's.
+        platform: jax's name of the platform that the programs are for; default: this process's.
 
     Raises:
-        ValueError: for another name.
+        ValueError: `asked` is another name.
     """
     import jax
 

@@ -13,7 +13,7 @@ from resonance_jax.command.options import option_name
 
 
 def registry() -> ConstructorRegistry:
-    """tyro's rules and this one; it holds within a `with` block."""
+    """tyro's rules and the one for OPTION_PREFIX; they hold within a `with` block."""
     rules = ConstructorRegistry()
     rules.struct_rule(_prefixed)
     return rules

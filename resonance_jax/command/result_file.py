@@ -11,17 +11,17 @@ from resonance_jax.files import FilePath, read_json, write_json
 IDENTITY = "identity"
 """The field of a result that says what made it."""
 CHECKSUM = "checksum"
-"""The field over all others."""
+"""The field that holds a checksum of all others."""
 
 
 def kept_result(path: FilePath, identity: Identity) -> dict[str, Any] | None:
     """The result in a run folder, None where there is none that these inputs made.
 
-    A damaged result, and one of other weights, text, encodings or settings, is told of: the run does again
-    what no longer holds.
+    A damaged result, and one of other weights, text, encodings or settings, gets a warning that says so, and
+    the run makes it anew.
 
     Args:
-        path: of the result.
+        path: where the result lies.
         identity: of everything that the result depends on.
     """
     if not path.exists():

@@ -15,18 +15,23 @@ from resonance_jax.files import FilePath, is_remote, reachable, read_json, write
 Kind = TypeVar("Kind")
 """A config, a dataclass."""
 SET_UP = frozenset({"config.json", "corpus.json", "encodings.json", "tokens", "tpu_compile.json", LOCK})
-"""What lies in a run folder before anything was computed."""
+"""What may lie in a run folder before anything was computed."""
 
 
 def open_run(study: str, config: Dataclass) -> FilePath:
     """The run folder: config.run_dir, or runs/STUDY-HASH. Its config.json must be this config.
 
-    The folder is this process's until it ends, however it ends. One in which nothing was computed yet (its
-    settings were refused, or it was stopped early) is taken over by another config. An option named in the
-    config's class variable ADDED came later than some folders: one that does not state it has its default.
+    The folder is locked until this process ends, however it ends. A folder in which nothing was computed yet
+    (the settings were refused, or the run was stopped early) is taken over by another config. The options
+    that the config's class names in ADDED are newer than some folders, which are read as stating the default.
 
-    Raises ValueError when the folder belongs to another config, naming the options that differ, and when
-    another process works in it.
+    Args:
+        study: the study's name, the first part of the folder's.
+        config: the settings of this run.
+
+    Raises:
+        ValueError: the folder belongs to another config (the options that differ are named), or another
+            process works in it.
     """
     folder = reachable(getattr(config, "run_dir", None) or default_folder(study, config))
     path, asked = folder / "config.json", {"study": study, **_resolved(config)}
@@ -57,7 +62,7 @@ def _shown(value: object) -> str:
 
 
 def _stored(path: FilePath) -> dict[str, object] | None:
-    """The config that a run folder was made with. Damage to it is told only where it matters."""
+    """The config that a run folder was made with. Raises ValueError if it is damaged beside results."""
     if not path.exists():
         return None
     try:
@@ -69,7 +74,7 @@ def _stored(path: FilePath) -> dict[str, object] | None:
 
 
 def _computed(names: Iterable[str]) -> bool:
-    """Whether something lies in a folder that a run computed (or that is no run's at all)."""
+    """Whether a folder holds something that a run computed, or that does not belong to a run at all."""
     return any(name not in SET_UP and not name.endswith(".tmp") for name in names)
 
 
@@ -79,8 +84,8 @@ def default_folder(study: str, config: Dataclass) -> Path:
 
 
 def config_hash(config: Dataclass) -> str:
-    """Eight hexadecimal digits of a config. --run-dir does not count, nor what was ADDED and has its default,
-    so that the folders of earlier versions are found."""
+    """Eight hexadecimal digits for a config. --run-dir does not count, nor does an option in ADDED that has
+    its default, so that the folders of earlier versions are found."""
     added = _added(config)
     counted = {k: v for k, v in _resolved(config).items() if k not in added or v != added[k]}
     text = json.dumps(counted, sort_keys=True, default=str)
@@ -105,8 +110,12 @@ def _added(config: Dataclass) -> dict[str, object]:
 
 
 def stated_config(folder: FilePath, kind: type[Kind]) -> Kind | None:
-    """The flat config that a run folder was made with, as far as `kind` still has its options; None where
-    there is no run."""
+    """The config that a run folder was made with; None where there is no run.
+
+    Args:
+        folder: the run folder.
+        kind: the config's class, which nests no other. Options that it no longer has are left out.
+    """
     path = folder / "config.json"
     if not path.exists():
         return None
@@ -126,7 +135,7 @@ def local_part(study: str, config: Dataclass, folder: FilePath) -> FilePath:
 
 
 def remember(path: FilePath, text: dict[str, object]) -> None:
-    """Write down which text a run is about; ValueError where it began with another one."""
+    """Record in a file which text a run reads. Raises ValueError where the run began with another text."""
     if not path.exists():
         write_json(path, text)
     elif read_json(path) != text:

@@ -82,7 +82,7 @@ def _environment(where: str) -> "jinja2.sandbox.ImmutableSandboxedEnvironment":
         raise ValueError(f"The chat template of {where} needs jinja2: pip install jinja2.") from None
 
     class Generation(jinja2.ext.Extension):
-        """{% generation %} … {% endgeneration %}, which marks the assistant's words: the words, unmarked."""
+        """Drops the marks {% generation %} … {% endgeneration %} around the assistant's words."""
 
         tags = {"generation"}  # noqa: RUF012
 

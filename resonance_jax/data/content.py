@@ -41,7 +41,14 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Line:
-    """One line that is not blank, with its place in the (decompressed) file."""
+    """One line that is not blank, with its place in the (decompressed) file.
+
+    Attributes:
+        content: its bytes, with the line end.
+        number: of the line, counted from 1.
+        offset: of its first byte.
+        where: names its place in error sentences.
+    """
 
     content: bytes
     number: int

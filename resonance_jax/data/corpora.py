@@ -128,7 +128,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-1 (hex) of the names and texts (or ids) in order; reads every document, unless one has."""
+        """SHA-1 (hex) of the names and texts (or ids) in order; reads all documents unless that was done."""
         return self._survey().fingerprint
 
     def describe(self) -> dict[str, str | int]:
@@ -156,12 +156,12 @@ def _add(digest: "hashlib._Hash", document: Document) -> int:
 def corpus(
     name_or_path: str | Path, *, text_field: str = "text", data_dir: str | Path | None = None
 ) -> Corpus:
-    """A corpus by name (see NAMES), or of a file or a folder, each file read for what its content is.
+    """A corpus by name (see NAMES), or of a file or folder; a file's content decides how it is read.
 
     A text is one document; JSON lines, JSON arrays, parquet and arrow give one per record; gzip and zstd are
     unpacked (data/files.py has the rules). A folder gives the records of its shards, or every text below it.
-    Records without text are left out and told of. The split of a file or folder is by a hash of each
-    document's name, about one in ten held out; of a single document the last tenth is held out. `pg19`,
+    Records without text are left out with a warning. A file or folder is split by a hash of each document's
+    name, about one in ten held out; of a single document the last tenth is held out. `pg19`,
     `gov_report/<config>` and `scrolls/gov_report` are read from a directory that TensorFlow Datasets
     prepared; "heldout" is its test split.
 

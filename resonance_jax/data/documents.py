@@ -33,4 +33,4 @@ Reader = Callable[[], Iterator[Item]]
 
 
 class LeftOutWarning(UserWarning):
-    """Some documents of a corpus were left out and nobody asked to be told one by one."""
+    """Warns that some documents of a corpus were left out, unless its reader takes note of each."""

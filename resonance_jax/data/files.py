@@ -1,4 +1,4 @@
-"""Documents of a local file, which is read for what its content is.
+"""The documents of a local file, whose content decides how it is read.
 
 | content | documents |
 |---|---|
@@ -27,7 +27,7 @@ LINES_SUFFIXES = (".jsonl", ".ndjson")
 OPEN_SUFFIXES = ("", ".txt", ".text", ".dat", ".data")
 
 Kind = Literal["parquet", "arrow", "records", "objects", "text", "binary"]
-""" "records": JSON with a field of text or ids. "objects": JSON objects without, data or a text about it."""
+""" "records": JSON objects with a field of text or ids. "objects": without; they may be data or a text."""
 
 
 def kind_of(path: Path, text_field: str) -> Kind:
@@ -64,7 +64,7 @@ def file_items(path: Path, name: str, text_field: str, kind: Kind | None = None)
         path: the file.
         name: its document's name, or what the names of its records begin with.
         text_field: the field of records that holds the text; a field `input_ids` becomes Document.tokens.
-        kind: as the folder that holds it was read; None: by its own content, and .json is data.
+        kind: what a reading of its folder took it for; None: its content decides, and .json is data.
 
     Raises:
         ValueError: names the file, line or row that cannot be read.

@@ -22,14 +22,16 @@ SUFFIX = ".gguf"
 class GgufTensor:
     """One tensor of a GGUF file.
 
-    shape: as NumPy has it, rows first. type: its quantisation, such as "Q4_1" or "F32".
+    Attributes:
+        shape: as NumPy has it, rows first.
+        type: its quantisation, such as "Q4_1" or "F32".
     """
 
     def __init__(self, data: np.ndarray, shape: tuple[int, ...], type: str) -> None:
         self._data, self.shape, self.type = data, shape, type
 
     def rows(self, index: slice | Int[np.ndarray, "n"]) -> Float[np.ndarray, "n ..."]:
-        """Some rows (numbers, of a tensor with one axis) in float32, exactly as `gguf` dequantises them."""
+        """Some rows in float32, exactly as `gguf` dequantises them; with one axis a row is a number."""
         import gguf
 
         return gguf.dequantize(np.ascontiguousarray(self._data[index]), gguf.GGMLQuantizationType[self.type])

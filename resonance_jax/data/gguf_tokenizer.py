@@ -25,8 +25,13 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How text is cut before BPE: by each pattern in turn. whole: a piece that is a token stays one, whatever
-    the merges say. bos: whether BOS belongs in front where the file does not say."""
+    """How text is cut before BPE.
+
+    Attributes:
+        patterns: each of them in turn cuts the text.
+        whole: a piece that is a token stays one, whatever the merges say.
+        bos: whether BOS belongs in front where the file does not say.
+    """
 
     patterns: tuple[str, ...]
     whole: bool = False

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def document_ids(document: Document, tokenizer: "Tokenizer | None") -> Int32[np.ndarray, "T"]:
     """The ids of one document: of its text where there is a tokenizer, otherwise the ids that it came with.
 
-    Of a record that has text and ids, a tokenizer takes the text: the ids may be another tokenizer's. No BOS
-    is added, and stored ids keep the one they begin with.
+    Where a record has both, a tokenizer encodes the text: the ids may be another tokenizer's. No BOS is
+    added, and stored ids keep the one that they begin with.
 
     Args:
         document: as a corpus yields it.
@@ -60,13 +60,13 @@ def prompt_ids(tokenizer: "Tokenizer", text: str, parse_special: bool = False) -
     Args:
         tokenizer: of the model that reads them.
         text: of the prompt.
-        parse_special: take special tokens that it spells for tokens, as the text of a chat template wants it.
+        parse_special: a special token that the text spells becomes that token, as chat templates want it.
     """
     return with_bos(tokenizer.encode(text, parse_special), tokenizer.bos_id)
 
 
 def end_ids_within(tokenizer: "Tokenizer", vocab_size: int) -> tuple[int, ...]:
-    """The tokens that end an answer, without those that a model has no row for: it cannot say them.
+    """The tokens that end an answer, without those beyond the model's embedding: it cannot generate them.
 
     Args:
         tokenizer: of the model that answers.
@@ -76,7 +76,7 @@ def end_ids_within(tokenizer: "Tokenizer", vocab_size: int) -> tuple[int, ...]:
 
 
 def without_bos(ids: Int[np.ndarray, "T"], bos_id: int | None) -> Int32[np.ndarray, "U"]:
-    """The ids without the BOS that they may begin with, for a reader that cuts windows and opens each by BOS.
+    """The ids without the BOS that they may begin with, for a reader that puts BOS in front of each window.
 
     Args:
         ids: of one document.
@@ -87,8 +87,10 @@ def without_bos(ids: Int[np.ndarray, "T"], bos_id: int | None) -> Int32[np.ndarr
 
 
 def check_ids(ids: Int[np.ndarray, "T"], vocab_size: int, where: str, vocabulary: str = "the model") -> None:
-    """Refuse ids that a vocabulary does not have. Check the ids that occur, not the largest one possible:
-    a padding token beyond the embedding is harmless while no text makes it.
+    """Refuse ids that a vocabulary does not have.
+
+    Give the ids that occur, not the largest one possible: a padding token beyond the embedding is harmless
+    while no text makes it.
 
     Args:
         ids: any ids, 0 ... 2^31 - 1.

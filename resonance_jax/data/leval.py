@@ -1,7 +1,7 @@
 """L-Eval's questions and documents: its jsonl files read, its long documents cut as its own script cuts them.
 
-data.leval_prompts has how a question is asked; its names are reached from here too. The texts of the
-benchmark are not part of this package; `read` takes a folder that holds them.
+How a question is asked is in data.leval_prompts, whose names are offered here too. The texts of the benchmark
+are not part of this package; `read` takes a folder that holds them.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one document; `id` is "document:question", both counted from 0 in the file."""
+    """One question about one document.
+
+    Attributes:
+        task: one of TASKS.
+        id: "document:question", both counted from 0 in the file.
+        document, instruction: the texts that the model reads.
+        answer: the benchmark's.
+        evaluation: how the benchmark scores it, as its file says.
+    """
 
     task: str
     id: str
@@ -48,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Cut:
-    """A document within its budget, with its tokens before and after."""
+    """A document within its budget, and how many tokens it had before and has now."""
 
     text: str
     tokens_before: int
@@ -120,7 +128,8 @@ def _document(record: dict[str, object], where: str) -> _Record:
 def document_budget(context: str) -> int:
     """Tokens that a document may have in a context of "32k" (31,488), "16k" (15,488) or "4k" (3,488).
 
-    k is 1,000, and only the 512 new tokens are taken off: the prompt and the question come on top.
+    k is 1,000, and only the 512 new tokens are taken off: the prompt and the question come on top. Raises
+    ValueError for another spelling, and for a context that the new tokens fill.
     """
     number = context.removesuffix("k")
     if number == context or not number.isdigit() or 1000 * int(number) <= MAX_NEW_TOKENS:

@@ -17,7 +17,11 @@ FIELD = "_pred"
 class Predictions:
     """What one file holds: a model's predictions of one task, and the benchmark's answers.
 
-    said, answers: line by line. left_out: a sentence for each line that could not be read.
+    Attributes:
+        task: one of TASKS.
+        model: its name.
+        said, answers: the model's predictions and the benchmark's answers, one per line.
+        left_out: a sentence for each line that could not be read.
     """
 
     task: str
@@ -28,7 +32,7 @@ class Predictions:
 
 
 def task_of(path: Path) -> str:
-    """The task that a prediction file is named after. Raises ValueError when it is none."""
+    """The task that a prediction file is named after. Raises ValueError when there is none of that name."""
     task = path.name.partition(".")[0]
     if task not in TASKS:
         raise ValueError(f"{path} is named after no closed-ended task of L-Eval: {', '.join(TASKS)}.")

@@ -33,14 +33,24 @@ IGNORED = -100
 
 
 class Split(NamedTuple):
-    """tokens: [EOS] first. labels: the same, not shifted, -100 on [EOS] and the seed tokens."""
+    """One split as a model is trained on it or scored.
+
+    Attributes:
+        tokens: the sequences, each with [EOS] first.
+        labels: the same tokens, not shifted, with -100 in the place of [EOS] and the seed tokens.
+    """
 
     tokens: Int32[Array, "B T+1"]
     labels: Int32[Array, "B T+1"]
 
 
 class Ceiling(NamedTuple):
-    """Accuracy (0 ... 1) in distribution, tokens n ... train_length - 1, and beyond (OOD), up to length."""
+    """The accuracy (0 ... 1) that the shortcut reaches.
+
+    Attributes:
+        id: in distribution, over the tokens n ... train_length - 1.
+        ood: out of distribution, over the tokens train_length ... length - 1.
+    """
 
     id: float
     ood: float
@@ -212,7 +222,7 @@ def vocab_size(modulus: int = 17) -> int:
 def shortcut(
     task: str, tokens: Int[Array, "*B T"], modulus: int = 17, far: int = 1, near: int = 3
 ) -> Int[Array, "*B T"]:
-    """Each token of sequences (without [EOS]) as two earlier tokens tell it.
+    """What the shortcut predicts for each token of sequences (without [EOS]), from two tokens before it.
 
     The difference of two successive modular sums cancels all but two tokens:
 
@@ -239,7 +249,7 @@ def ceiling(
     near: int = 3,
     hash: str = "sum",
 ) -> Ceiling:
-    """The accuracy of `shortcut` with chance (1/modulus) where it says nothing or nothing true.
+    """The accuracy of `shortcut`, and of chance (1/modulus) where it says nothing or nothing true.
 
     98.43 % in distribution for `recursive` and `cot`, 52.94 % for `semi_recursive`, in the paper's setting.
     Only a model that uses far tokens, or has memorised the sequences, is above. "permuted_sum" has no

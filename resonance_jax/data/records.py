@@ -1,4 +1,4 @@
-"""Records with a field of text, of ids, or both: JSON lines, JSON arrays and objects; what one says."""
+"""Records with a field of text, of ids, or both, in JSON lines, arrays and objects: the document in each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain

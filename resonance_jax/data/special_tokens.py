@@ -15,9 +15,12 @@ IdOf = Callable[[str], int | None]
 
 @dataclass(frozen=True)
 class Added:
-    """A token that was added to a vocabulary. `special` ones are not read out of text; the others are.
+    """A token that was added to a vocabulary.
 
-    `lstrip` and `rstrip`: the white space before and after the token in a text belongs to it.
+    Attributes:
+        text: how it is written.
+        special: text that spells it stays text; a token that is not special is found in texts.
+        lstrip, rstrip: whether the white space before it, and after it, in a text belongs to it.
     """
 
     text: str
@@ -28,9 +31,10 @@ class Added:
 
 @dataclass(frozen=True)
 class Beside:
-    """The JSON files beside a tokenizer; one that is not there says nothing, as {}.
+    """The contents of the JSON files beside a tokenizer; {} for one that is not there.
 
-    is_huggingface: whether there is a tokenizer_config.json, so that its silence means what it means there.
+    is_huggingface: whether there is a tokenizer_config.json, so that what it leaves out is as transformers
+    takes it.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Tokenizers behind one face: bytes (embedded), tokenizer.json, and sentencepiece's tokenizer.model.
+"""Tokenizers with one interface: bytes (built in), tokenizer.json, and sentencepiece's tokenizer.model.
 
 None of them adds a special token, and text that spells one ("<s>") stays text: BOS and EOS are put where a
 protocol wants them, by their ids (data/ids.py).
@@ -20,13 +20,18 @@ from resonance_jax.files import found_at, half_surrogate
 class Tokenizer(ABC):
     """Text to token ids and back.
 
-    name: of the file, for people. fingerprint: tells apart tokenizers that make other ids, BOS and EOS
-    included. vocab_size: counts every id, added ones too; it may be larger than a model's embedding, so check
-    the ids that occur (`check_ids`).
-    bos_id: what this tokenizer puts in front of a text, which belongs in front of every window; None where
-    it puts nothing there. eos_id: ends a document; None where there is none. eos_ids: any of them ends an
-    answer; eos_id, if there is one, comes first. pad_id: eos_id where the files state no other.
-    chat_template: in Jinja's language, or None. special_tokens: "bos_token" … and their texts.
+    Attributes:
+        name: of the file, for people.
+        fingerprint: differs between tokenizers that make different ids, BOS and EOS included.
+        vocab_size: counts every id, added ones too. It may be larger than a model's embedding, so check the
+            ids that occur (`check_ids`).
+        bos_id: what this tokenizer puts in front of a text, which belongs in front of every window; None
+            where it puts nothing there.
+        eos_id: ends a document; None where there is none.
+        eos_ids: any of them ends an answer; eos_id, if there is one, comes first.
+        pad_id: eos_id where the files state no other.
+        chat_template: in Jinja's language, or None.
+        special_tokens: the text of each by name ("bos_token" …).
     """
 
     name: str
@@ -45,7 +50,7 @@ class Tokenizer(ABC):
 
         Args:
             text: any string.
-            parse_special: take a special token that the text spells for that token, as the text of a chat
+            parse_special: a special token that the text spells becomes that token, as the text of a chat
                 template means it; otherwise it stays text.
 
         Raises:

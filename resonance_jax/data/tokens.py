@@ -24,7 +24,7 @@ from resonance_jax.data.tokenizers import Tokenizer
 from resonance_jax.files import found_at, move, read_json, reason, remove_leftovers, scratch_file, write_json
 
 RULES = {"bos_eos": (True, True), "bos": (True, False), "eos": (False, True), "none": (False, False)}
-"""rule: (BOS before, EOS after) each document"""
+"""rule -> whether BOS stands before each document, and EOS after it."""
 FORMAT = 2
 NPY_HEADER_BYTES = 128
 REASONS_KEPT = 20
@@ -39,10 +39,18 @@ class Source(TypedDict):
 
 
 class Header(TypedDict):
-    """The facts of a token file. vocab_size None: not known, the corpus came tokenized.
+    """The facts of a token file.
 
-    largest: the largest id that occurs, in the document of that name. left_out: how many documents had no
-    text; reasons: the first sentences that say why.
+    Attributes:
+        format: the version of the format.
+        corpus, tokenizer: what it was made from; no tokenizer where the corpus came tokenized.
+        rule: one of RULES.
+        vocab_size: of the tokenizer; None where it is not known.
+        dtype: of the tokens on the disk.
+        largest: the largest id that occurs, and the name of a document that has it.
+        left_out: how many documents had no text.
+        reasons: the first sentences that say why.
+        offsets: where each document begins, and where the last one ends.
     """
 
     format: int
@@ -60,7 +68,11 @@ class Header(TypedDict):
 class TokenFile:
     """A token file, opened memory-mapped: `PATH.npy` (uint16 or int32, flat) beside its header `PATH.json`.
 
-    tokens: [total], of all documents, one after another; offsets: [documents + 1], where each begins.
+    Attributes:
+        path: of the .npy file.
+        header: its facts.
+        tokens: [total], those of all documents, one after another.
+        offsets: [documents + 1], where each begins, and the end.
     """
 
     path: Path
@@ -72,7 +84,7 @@ class TokenFile:
         """
         Args:
             path: of either file, or without suffix.
-            written_now: this process has just written both: they are not read to verify them.
+            written_now: this process has just written both files, so that they need not be verified.
 
         Raises:
             ValueError: a file is missing, or the two are not, to the last bit, what was written together.
@@ -130,7 +142,7 @@ def token_file(
     rule: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenFile:
-    """The token file of a corpus, from `cache_dir`, built there first if it is not there or is damaged.
+    """The token file of a corpus in `cache_dir`; it is built first where it is missing or damaged.
 
     A file is found by the fingerprints of corpus and tokenizer and by the rule; a damaged one is built anew
     with a warning. The corpus is read once: for its fingerprint where there may be a file of it, otherwise

@@ -100,8 +100,12 @@ def merge(parts: Sequence[Perplexity]) -> Perplexity:
 
 
 class Work(TypedDict):
-    """What scoring came to, in tokens: those that went through the decoder, padding included, and those that
-    were scored by that."""
+    """How much work scoring was.
+
+    Attributes:
+        computed: tokens that went through the decoder, padding included.
+        scored: tokens that were scored.
+    """
 
     computed: int
     scored: int

@@ -11,16 +11,18 @@ import numpy as np
 from jaxtyping import Integer
 
 MOST_PADDING = 1 / 32
-"""What a batch may add to the tokens of its windows where it could also be a smaller one."""
+"""How much padding a batch may have, relative to its windows' tokens, before a smaller batch is preferred."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
-    """Into how many parts devices cut a batch.
+    """How many devices cut a batch in which way.
 
-    rows: those that cut rows alone (the mesh axis `fsdp`). either: those that cut rows, or time where rows
-    are too few (`data`). time: those that always cut time (`sequence`). movable: whether `either` can cut
-    time.
+    Attributes:
+        rows: those that cut rows alone (the mesh axis `fsdp`).
+        either: those that cut rows, or time where rows are too few (`data`).
+        time: those that always cut time (`sequence`).
+        movable: whether `either` can cut time.
     """
 
     rows: int = 1
@@ -38,9 +40,11 @@ class Cuts:
 class WindowBatch:
     """Windows that are scored at once.
 
-    windows: their numbers. rows: of the batch, which the last window is repeated to fill. width: positions of
-    a row; windows are padded at the end, where causal attention cannot see it. time: how many parts of
-    Cuts.either cut time.
+    Attributes:
+        windows: their numbers.
+        rows: of the batch; the last window is repeated to fill it.
+        width: positions of a row; windows are padded at the end, where causal attention cannot see it.
+        time: into how many parts the devices of Cuts.either cut time.
     """
 
     windows: tuple[int, ...]
@@ -55,9 +59,9 @@ class WindowBatch:
 
 
 def padded_width(size: int, length: int) -> int:
-    """Positions that a window of so many ids is padded to: one of four widths an octave and at most `length`.
+    """Positions that a window of `size` ids is padded to: one of four widths per octave, at most `length`.
 
-    Few shapes are compiled, and less than a quarter is added (to windows of more than 64 ids).
+    So few shapes are compiled, and less than a quarter is added (to windows of more than 64 ids).
     """
     step = max(16, 1 << max(0, (size - 1).bit_length() - 3))
     return min(length, -(-size // step) * step)
@@ -109,5 +113,5 @@ def _divisible(width: int, time: int) -> int:
 
 
 def _padding(widths: Integer[np.ndarray, "some"], rows: int, width: int) -> float:
-    """What a batch adds to the tokens of these windows, relative to them."""
+    """How many positions of a batch are padding or repeated, relative to the tokens of its windows."""
     return rows * width / int(widths.sum()) - 1

@@ -29,7 +29,7 @@ class SharedPrefix:
     cache: Cache
 
     def rest(self, index: int, prompt: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:
-        """What follows the prefix in a prompt; ValueError where it begins otherwise, or ends with it."""
+        """A prompt's tokens after the prefix. ValueError if it begins otherwise, or has none after it."""
         P = len(self.tokens)
         if len(prompt) <= P or not np.array_equal(prompt[:P], self.tokens):
             raise ValueError(

@@ -42,7 +42,7 @@ FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-"""What Gemma 3 calls otherwise than the others, or has beside them."""
+"""Tensors that Gemma 3 names otherwise than the other architectures, or has beside theirs."""
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -61,10 +61,12 @@ _LLAMA3 = [(8.0, 8192), (32.0, 8192)]
 
 
 class HalfSplitRows:
-    """A tensor with a safetensors slice's face: get_shape(), get_dtype(), [rows, columns], in float32.
+    """A tensor that can be read like a safetensors slice: get_shape(), get_dtype(), [rows, columns]; float32.
 
-    order: where row r is stored, None for as it stands. added: what the converter added to every number,
-    which is taken off again.
+    Args:
+        tensor: of the GGUF file.
+        order: where row r is stored; None: rows stay as they are.
+        added: what the converter added to every number, which is taken off again.
     """
 
     def __init__(

@@ -171,7 +171,7 @@ def stated_context(hf: dict[str, Any]) -> int | None:
 
 
 def kept_keys(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint's config.json an export keeps: all that says nothing of its RoPE or its dtype."""
+    """The keys of a checkpoint's config.json that an export keeps: all but those of its RoPE and dtype."""
     gone = ("rope", "rotary", "original_max_position", "dtype", "max_position_embeddings", "auto_map")
     return {key: value for key, value in stated.items() if not any(word in key for word in gone)}
 
@@ -179,8 +179,13 @@ def kept_keys(stated: Mapping[str, Any]) -> dict[str, Any]:
 def to_hf_config(config: DecoderConfig, encoding: dict[str, Any], dtype: str) -> dict[str, Any]:
     """A config.json that transformers reads as this decoder.
 
-    encoding: the keys that state the RoPE (rope.to_hf, rope.to_longrope). dtype: of the stored weights.
-    Raises ValueError naming the field that none of Hugging Face's families can express.
+    Args:
+        config: the decoder.
+        encoding: the keys that state the RoPE (rope.to_hf, rope.to_longrope).
+        dtype: of the stored weights.
+
+    Raises:
+        ValueError: names the field that none of Hugging Face's families can express.
     """
     name = family_of(config)
     family = FAMILIES[name]

@@ -45,7 +45,7 @@ NAMES: dict[str, tuple[str, bool]] = {
 }
 """Parameter path -> (Hugging Face's name, whether it is stored [out, in] there, where ours is [in, out]).
 
-A name with {layer} is one tensor a layer; ours are stacked on axis 0."""
+A name with {layer} is one tensor per layer; ours are stacked on axis 0."""
 
 _BETWEEN_FOUR = "model.layers.{layer}.pre_feedforward_layernorm.weight"
 """The MLP's own norm where what attention adds is normed too, which has its name otherwise."""

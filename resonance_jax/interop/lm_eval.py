@@ -138,7 +138,7 @@ class ResonanceLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of requests tells tokenizers and chat templates apart by."""
+        """A name by which the harness's cache of requests tells tokenizers and chat templates apart."""
         return digest.of_json([self.text.fingerprint, self.text.chat_template])
 
     def chat_template(self, chat_template: bool | str = False) -> str:

@@ -263,7 +263,7 @@ def _tap(
 
 
 def _tolerance(name: str, size: float, dtype: str) -> float | None:
-    """What a tensor of a root mean square may differ by, None where that is not decided."""
+    """By how much a tensor may differ, given its root mean square; None where that is not decided."""
     if dtype == "float64":
         return FLOAT64
     if dtype == "bfloat16":

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class TorchLlama:
     """A checkpoint in unmodified transformers code, and what every part of it computes.
 
-    path: a Hugging Face directory. dtype: "float64", "float32" or "bfloat16". In float64 what transformers
-    always computes in float32 is raised (torch_float64).
+    Args:
+        path: a Hugging Face directory.
+        dtype: "float64", "float32" or "bfloat16". In float64, what transformers always computes in float32
+            is computed in float64 too (torch_float64).
     """
 
     def __init__(self, path: str | Path, dtype: str) -> None:
@@ -42,10 +44,14 @@ class TorchLlama:
     ) -> Iterator[tuple[str, np.ndarray]]:
         """(name, value) of every part, in the order of computation.
 
-        tokens: i32[B, T]. tables: cos and sin [T, R/2] by layer type, taken as they are; None: its own.
         Names: "embedding", "layer 0 q", "… k" (as they meet, [B, T, N or K, H]), "… attention", "… mlp"
         (before a norm of their own, if they have one), "… residual" [B, T, D], "norm", "logits", "loss" (mean
         NLL in nats), and with gradients "gradient of NAME", transposed as transformers stores it.
+
+        Args:
+            tokens: i32[B, T].
+            tables: cos and sin [T, R/2] by layer type, in place of transformers' own.
+            gradients: whether gradients are computed too.
         """
         import torch
 

@@ -33,7 +33,7 @@ _Gradients = tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Arr
 
 
 class Plan(NamedTuple):
-    """What is computed, all of it static: T queries over S keys, in blocks of `rows` and of `columns`.
+    """What one call computes, all of it static: T queries over S keys, in blocks of `rows` by `columns`.
 
     by_head: one row and key head after another.
     """

@@ -65,5 +65,5 @@ class Attend(Protocol):
         scale: float | None,
         kernel: str,
     ) -> Float[Array, "B T N H"]:
-        """What each query attends to."""
+        """The attention's output for each query."""
         ...

@@ -68,7 +68,7 @@ def _check(
     if cache is not None:
         if not (positions is segment_ids is key is None):
             raise ValueError(
-                "a cache counts the positions of one document a row, without dropout: "
+                "a cache counts the positions of one document per row, without dropout: "
                 "leave positions, segment_ids and key out."
             )
         cache.check(config, tokens, freqs)

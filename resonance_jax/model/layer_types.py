@@ -114,7 +114,7 @@ def rotated(types: Sequence[LayerType]) -> tuple[str, ...]:
 
 
 def by_name(types: Sequence[LayerType], given: Value | Mapping[str, Value]) -> dict[str, Value]:
-    """What is given for each type that uses RoPE, by its name: a table, or what a table is made of.
+    """Assign tables, or what tables are made of, to the layer types that use RoPE: the value by type's name.
 
     Args:
         types: of the layers.

@@ -122,7 +122,7 @@ def run_stack(
 
 
 def _part(stacked: tuple, group: Group, n_layers: int) -> tuple:
-    """What a scan over a group takes of leaves [L, ...]: [repeats, ...], or [repeats, pattern, ...]."""
+    """A group's part of leaves [L, ...], as a scan takes it: [repeats, ...] or [repeats, pattern, ...]."""
     wide = (group.repeats, len(group.pattern))[: 1 if len(group.pattern) == 1 else 2]
 
     def cut(leaf: Array) -> Array:

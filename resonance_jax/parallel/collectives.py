@@ -19,17 +19,20 @@ KINDS = (
 
 
 _NETWORK = re.compile(r'_xla_megascale_target="\{([\d,]*)\}.*?_xla_megascale_transfer_type="(\w+)"')
-"""A transfer between slices, which the host carries: the slices, and which collective it is part of."""
+"""A transfer between slices, which the hosts carry: the slices, and the collective that it is part of."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All collectives of a kind over groups of the same devices.
+    """All collectives of one kind over groups of one size.
 
-    kind: one of KINDS. over: of how many devices a group is (2: each sends to one other). across: whether a
-    group reaches over several slices (then `over` counts slices, and bytes are what a device sends); None
-    where the program's text does not list the groups. count: how often one runs. bytes: that a device is
-    given by all of them, or, of a reduce-scatter, puts in.
+    Attributes:
+        kind: one of KINDS.
+        over: how many devices a group has (2: each sends to one other), or slices where `across` is true.
+        across: whether a group spans slices; None where the program's text does not list the groups.
+        count: how often such a collective runs.
+        bytes: what a device receives by all of them together; of a reduce-scatter what it puts in, and where
+            `across` is true what it sends.
     """
 
     kind: str
@@ -76,7 +79,7 @@ def _given(one: hlo.Instruction, kind: str, over: int) -> int:
 
 
 def groups_of(text: str) -> list[list[int]] | None:
-    """The groups of devices of a collective; None where its text names no axis or list that tells them."""
+    """The groups of devices of a collective; None where its text does not tell them."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
         return _lists(pairs[1])
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):

@@ -24,16 +24,22 @@ _PRODUCT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program, compiled for a slice.
+    """One program, compiled for a slice. Sizes are bytes on each device.
 
-    fits: whether the compiler could lay it out in the chips' memory; verdict: the same in a sentence, the
-    compiler's own where it does not fit. The sizes are bytes on each device, None where it does not fit:
-    peak_bytes is what is held at the worst moment (memory.peak), and where the compiler refuses, what it says
-    that would be used; capacity is what it says there is then. flops: by the compiler, each loop's body once
-    and fused kernels not at all. collectives: see parallel.collectives.Collective. unknown_loops: loops that
-    state no number of rounds; what is in them counts once. kernels: the Mosaic kernels and how often the
-    program's source calls each. products: how many matrix products the source has, by the types and the
-    precision that they ask for. seconds: to lower and to compile.
+    Attributes:
+        fits: whether the compiler could lay it out in the chips' memory.
+        verdict: the same in a sentence, the compiler's own where it does not fit.
+        peak_bytes: what is held at the worst moment (memory.peak); where it does not fit, what the compiler
+            says would be.
+        capacity: where it does not fit, what the compiler says there is; otherwise None.
+        arguments, outputs, aliases, temporaries: what they take, aliases being outputs in the place of
+            arguments; None where it does not fit.
+        flops: by the compiler's count, each loop's body once and fused kernels not at all.
+        collectives: see parallel.collectives.Collective.
+        unknown_loops: loops that do not state how often they run; what is in them counts once.
+        kernels: how often the program's source calls each Mosaic kernel.
+        products: how many matrix products the source has, by the types and precision that they ask for.
+        seconds: to lower and to compile.
     """
 
     fits: bool
@@ -149,7 +155,7 @@ def compile_for(lowered: jax.stages.Lowered, seconds: float, per_slice: int = 0)
 
 
 def refusal(message: str) -> str:
-    """The sentence of the compiler's message that says how much there is and how much it would take."""
+    """The sentence of the compiler's message that says how much memory there is and how much is needed."""
     lines = [line.strip() for line in message.splitlines() if _USED.search(line)]
     chosen = lines[0] if lines else message.strip().splitlines()[0]
     found = re.search(r"Ran out of memory.*", chosen)
@@ -160,7 +166,7 @@ def refusal(message: str) -> str:
 
 
 def stated(sentence: str) -> tuple[int | None, int | None]:
-    """(bytes that would be used, bytes that there are) of a refusal, to three digits as it gives them."""
+    """(bytes needed, bytes there are) by a refusal's sentence, to the three digits that it gives."""
     found = _USED.search(sentence)
     if found is None:
         return None, None
@@ -181,5 +187,5 @@ def products(source: str) -> dict[str, int]:
 
 
 def _dtype(kind: str) -> str:
-    """bf16 of "4x8xbf16", of which the shapes are cut off but for what clings to the type."""
+    """The type at the end of a shape and type: bf16 of "4x8xbf16"."""
     return kind.rpartition("x")[2]

@@ -33,7 +33,12 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: the instructions of each by its name. entry: the name of the one that is the program."""
+    """A compiled program's text in parts.
+
+    Attributes:
+        computations: the instructions of each computation, by its name.
+        entry: the name of the computation that the program begins with.
+    """
 
     computations: dict[str, list[Instruction]]
     entry: str
@@ -72,9 +77,9 @@ def size(text: str) -> int:
 
 
 def runs(program: Program) -> tuple[dict[str, int], int]:
-    """(how often each computation runs, how many loops state no number of rounds, which count as one).
+    """(how often each computation runs, how many loops do not state how often: those count as one round).
 
-    A loop runs as often as it states, or as its condition says that compares a counter from 0 with a
+    A loop runs as often as it states, or as its condition tells by comparing a counter from 0 with a
     constant. Every branch of a switch counts.
     """
     times: dict[str, int] = defaultdict(int)

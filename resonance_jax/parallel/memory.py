@@ -1,4 +1,4 @@
-"""How much memory a compiled program takes and how much is free, to refuse too much before it is made."""
+"""How much memory a compiled program takes and how much is free, so that too much is refused beforehand."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from resonance_jax.parallel.mesh import Device
 def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
     """Bytes per device that a program compiled for CPU or GPU takes: (arguments and results, temporaries).
 
-    There all temporaries are one allocation beside the arguments, so that their sum is what is held. (The
-    peak that XLA states for a CPU leaves most of it out.) Of a program for TPU ask `peak`. (0, 0) where the
-    backend does not tell.
+    There all temporaries are one allocation beside the arguments, so that the sum of both is what is held.
+    (The peak that XLA states for a CPU leaves most of it out.) For a program for TPU, use `peak`. (0, 0)
+    where the backend does not tell.
     """
     m = compiled.memory_analysis()
     if m is None:
@@ -27,8 +27,8 @@ def needed(compiled: jax.stages.Compiled) -> tuple[int, int]:
 def peak(compiled: jax.stages.Compiled) -> int:
     """Bytes that a program compiled for TPU holds on a device at its worst moment, by the compiler's account.
 
-    It is what the compiler compares with the chip's memory. Arguments plus temporaries is more, because the
-    step gives its arguments away and temporaries are counted that lie in their place.
+    It is what the compiler compares with the chip's memory. Arguments plus temporaries would be more: the
+    step gives its arguments away, and the temporaries that take their place are counted again.
     """
     sizes = compiled.memory_analysis()
     assert sizes is not None  # the TPU's compiler always tells
@@ -36,8 +36,8 @@ def peak(compiled: jax.stages.Compiled) -> int:
 
 
 def free(devices: Sequence[Device]) -> int | None:
-    """Bytes free on each of the devices, of which host devices share the host's; None: the system does not
-    say."""
+    """Bytes free on the fullest of the devices; CPU devices share the host's memory alike. None where the
+    system does not say."""
     limits = [device.memory_stats() for device in devices]
     if all(stats and "bytes_limit" in stats for stats in limits):
         return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in limits)
@@ -46,7 +46,7 @@ def free(devices: Sequence[Device]) -> int | None:
 
 
 def _host_free() -> int | None:
-    """Bytes that the kernel says are available, or a control group's limit where that is less."""
+    """Bytes that the kernel says are available, or the control group's limit where that is less."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None

@@ -91,14 +91,14 @@ def make_mesh(
 
 
 def slices_of(devices: Iterable[Device]) -> int:
-    """Over how many TPU slices the devices are spread; 1 for all other devices."""
+    """How many TPU slices the devices are spread over; 1 for other devices."""
     return len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
 
 
 def sharding(
     mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> NamedSharding:
-    """Where an array lies on a mesh.
+    """The sharding that says where an array lies on a mesh.
 
     Args:
         mesh: the mesh.
@@ -117,13 +117,13 @@ def sharding(
 
 
 def whole_everywhere(like: PyTree[Shaped[ArrayLike, "..."]], mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
-    """What arrays are like that lie whole on every device of a mesh, which need not be there."""
+    """The shapes of arrays that lie whole on every device of a mesh, which need not be there."""
     where = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=where), like)
 
 
 def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:
-    """Inside a trace: name and size of the mesh axes along which the compiler may cut x.
+    """The mesh axes, by name and size, along which the compiler may cut x; for use inside a trace.
 
     There are none without a mesh, and none inside `jax.shard_map`, where x is one device's part. How x itself
     is cut is decided only when the whole program is compiled.
@@ -136,9 +136,9 @@ def automatic_axes(x: Shaped[Array, "..."]) -> dict[str, int]:
 def constrain(
     x: Shaped[Array | np.ndarray, "*shape"], axes: tuple[str | None, ...]
 ) -> Shaped[Array, "*shape"]:
-    """Inside a trace: x, told to lie where RULES put its logical axes.
+    """Make the compiler lay x out as RULES say of its logical axes; for use inside a trace.
 
-    Without automatic axes (see `automatic_axes`) it is x as it was.
+    Without automatic axes (see `automatic_axes`) x is returned as it is.
 
     Args:
         x: an array of the trace.

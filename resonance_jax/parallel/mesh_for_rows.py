@@ -1,4 +1,4 @@
-"""Devices that have no rows to work on cut time instead: the mesh of a training, and of windows to score."""
+"""Meshes for few rows: devices for which no row is left cut time instead, in training and in scoring."""
 
 import math
 from typing import TypeVar
@@ -15,9 +15,9 @@ Weights = TypeVar("Weights")
 
 
 def sizes_for_rows(mesh: MeshConfig, devices: int, rows: int) -> dict[str, int]:
-    """The mesh's sizes by axis over so many devices, for batches of so many rows.
+    """The mesh's sizes by axis, for a number of devices and of rows in a batch.
 
-    Where an axis of -1, `data` or `fsdp`, would get more devices than there are rows, the rest go to
+    Where `data` or `fsdp`, given as -1, would get more devices than there are rows, the rest go to
     `sequence`. Raises ValueError when the sizes do not multiply to the number of devices.
     """
     sizes = fill(devices, mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence)
@@ -31,13 +31,13 @@ def sizes_for_rows(mesh: MeshConfig, devices: int, rows: int) -> dict[str, int]:
 
 
 def training_mesh(mesh: MeshConfig, rows: int) -> Mesh | None:
-    """The mesh of these sizes over all devices, for batches of so many rows; None on a single device."""
+    """The mesh of a training over all devices, for batches of `rows` rows; None on a single device."""
     sizes = sizes_for_rows(mesh, jax.device_count(), rows)
     return make_mesh(devices=None, **sizes) if max(sizes.values()) > 1 else None
 
 
 def time_instead_of_rows(mesh: Mesh, ways: int) -> Mesh:
-    """The mesh of the same devices with `ways` times fewer along `data`, and so many more along `sequence`.
+    """The same devices as a mesh with `ways` times fewer along `data` and `ways` times more along `sequence`.
 
     Each device keeps its place along `fsdp` and `tensor`, and with it its part of the weights.
 
@@ -52,11 +52,11 @@ def time_instead_of_rows(mesh: Mesh, ways: int) -> Mesh:
 
 
 def same_parts(params: Weights, there: PyTree[NamedSharding], here: PyTree[NamedSharding]) -> Weights:
-    """Weights on another mesh whose devices hold the same parts of them: nothing is copied.
+    """Put weights on another mesh on which each device holds the same part of them: nothing is copied.
 
     Args:
         params: a pytree of arrays.
-        there: the sharding of each, as on the mesh that they lie on.
+        there: the sharding of each on the mesh that they lie on.
         here: the sharding of each on the other mesh.
     """
 

@@ -46,10 +46,10 @@ def over_devices(
         devices: of this host; default all of them.
 
     Returns:
-        The function of the same arguments that gives `out` on the host. It repeats the last row where the
-        devices do not divide the rows, so any number of rows works. params and rest go whole to every device:
-        params once, for all calls with the same arrays (jax.Array; of NumPy's every call takes what they hold
-        then). The copies go when the arrays go.
+        A function of the same arguments that gives `out` on the host. It repeats the last row where the
+        devices do not divide the rows, so any number of rows works. params and rest go whole to every device.
+        All calls with the same params share one copy, which is freed with them, if they are jax.Arrays; NumPy
+        arrays may change in between and are copied at every call.
     """
     local = _local(devices)
     compiled: dict[int, Callable[..., Array]] = {}
@@ -72,7 +72,7 @@ def over_devices(
 
 
 class _Copies:
-    """The weights that were given last, on every device, for as long as they are there themselves."""
+    """Copies on every device of the weights that were given last, for as long as those weights exist."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices

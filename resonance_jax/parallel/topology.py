@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that is not there, for which the TPU's own compiler compiles all the same.
+"""The devices of a TPU slice that is not there, so that the TPU's own compiler can compile for it.
 
 libtpu, which `pip install "jax[tpu]"` brings, holds the compiler. It needs no chip: programs are compiled and
 not run. Nothing can be allocated on these devices.
@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from resonance_jax.parallel.mesh import Device, slices_of
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-"""How a slice's name begins; how many chips lie along each side follows, as in v5p:2x2x2."""
+"""What a slice's name begins with; the chips along each side follow, as in v5p:2x2x2."""
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 SIDES = {"v4": DEEP, "v5e": FLAT, "v5p": DEEP, "v6e": FLAT}
-"""The chips along each side of the slices that Google Cloud offers of a chip."""
+"""By chip, the slices that Google Cloud offers: the chips along each side."""
 NEEDS = (
     "the TPU's compiler is not installed; pip install 'jax[tpu]' brings it (libtpu), and no TPU is needed."
 )
@@ -40,7 +40,7 @@ def has_compiler() -> bool:
 
 
 def without_a_tpu() -> None:
-    """Make this process one that only compiles. To be called before jax first looks at devices.
+    """Make this process one that only compiles. Call it before jax first looks at devices.
 
     Raises ValueError where the compiler is not installed.
     """
@@ -63,14 +63,14 @@ def chip_of(name: str) -> str:
 
 
 def slice_named(chip: str, chips: int) -> str | None:
-    """The name of the slice of so many chips, such as "v6e:4x4" of 16; None where there is none."""
+    """The name of the slice with `chips` chips, such as "v6e:4x4" with 16; None where there is none."""
     sizes = {math.prod(map(int, sides.split("x"))): sides for sides in SIDES.get(chip, ())}
     return f"{chip}:{sizes[chips]}" if chips in sizes else None
 
 
 @functools.cache
 def absent_devices(name: str, slices: int = 1) -> tuple[Device, ...]:
-    """The devices of one slice, or of several alike that a data centre's network joins.
+    """The devices of one slice, or of several equal ones that a data centre's network joins.
 
     Args:
         name: of the slice, such as "v5p:2x2x2" or "v6e:4x4".

@@ -9,7 +9,7 @@ from resonance_jax.parallel.compiled import Compiled
 from resonance_jax.report.tables import print_table
 
 FILE = "tpu_compile.json"
-"""Where it lies in a run folder."""
+"""The name of the JSON file in a run folder."""
 
 
 def show_compiled(result: Compiled) -> None:
@@ -23,7 +23,7 @@ def show_compiled(result: Compiled) -> None:
 
 
 def keep_compiled(folder: FilePath, result: Compiled, setting: Mapping[str, object]) -> None:
-    """Write tpu_compile.json: what was compiled (`setting`), what came out, and by which versions."""
+    """Write tpu_compile.json: what was compiled (`setting`), what came out, and the versions that did it."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
     whole = {**setting, "attention": result.attention, **dataclasses.asdict(result), "versions": versions}
     write_json(folder / FILE, whole)

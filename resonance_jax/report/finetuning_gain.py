@@ -14,7 +14,15 @@ from resonance_jax.report.tables import markdown
 
 
 class Gain(TypedDict):
-    """The content of sweep.json. table: the lengths that fit on a page. corpus: what the text is."""
+    """The content of sweep.json.
+
+    Attributes:
+        rows: every encoding at every length.
+        differences: of pairs at the longest length.
+        table: perplexity at the lengths that fit on a page.
+        corpus: what the text is.
+        machine: where it was measured.
+    """
 
     rows: list[FigureRow]
     differences: list[DifferenceRow]

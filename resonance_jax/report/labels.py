@@ -1,4 +1,4 @@
-"""What is added to an encoding's title when something was done to the model; report.plots draws it apart."""
+"""Endings of an encoding's label that say what was done to the model; report.plots gives them markers."""
 
 FINETUNED = ", fine-tuned"
 SWAPPED = ", swapped in without training"

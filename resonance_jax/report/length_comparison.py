@@ -1,4 +1,4 @@
-"""What evaluate.sweep_each found, written down: rows, differences, a picture, sentences about the text."""
+"""The results of evaluate.sweep_each for people: rows, differences, a picture, sentences about the text."""
 
 from collections.abc import Mapping, Sequence
 

@@ -35,9 +35,14 @@ short: at 4,096; the NTK rows not at all."""
 
 
 class TaskResult(TypedDict):
-    """A task's score in % with Wilson's 95 % interval over its questions, and how its answers came about.
+    """A task's score with Wilson's 95 % interval over its questions, and how its answers came about.
 
-    documents_cut, ended_by_length: questions; None where the predictions do not say.
+    Attributes:
+        task: its name in data.leval.
+        score, low, high: in %.
+        questions, questions_of_the_benchmark: how many were asked, and how many there are.
+        documents_cut: how many questions were asked about a document that had to be cut.
+        ended_by_length: how many answers ran out of tokens. Both are None where the predictions do not say.
     """
 
     task: str
@@ -51,7 +56,12 @@ class TaskResult(TypedDict):
 
 
 class Told(TypedDict):
-    """How the answer to one question came about. ended: "eos", "stop" or "length"."""
+    """How the answer to one question came about.
+
+    Attributes:
+        ended: why its generation ended, "eos", "stop" or "length".
+        document_tokens, document_tokens_before: the document's tokens after and before it was cut.
+    """
 
     ended: str
     document_tokens: int
@@ -65,9 +75,9 @@ def task_result(
 
     Args:
         task: its name in data.leval.
-        predictions: the model's.
+        predictions: the model's answers.
         answers: the benchmark's.
-        told: how the predictions came about, where that is known.
+        told: how each prediction came about, where that is known.
     """
     score = leval_scoring.score(task, predictions, answers)
     interval = wilson(score / 100 * len(answers), len(answers))
@@ -85,14 +95,14 @@ def task_result(
 
 
 def average(results: Sequence[TaskResult]) -> Interval | None:
-    """Avg. in % with its interval; None unless all six tasks are there."""
+    """The average of the six tasks in % with its interval; None unless all six are there."""
     if {result["task"] for result in results} != set(TASKS):
         return None
     return mean([Interval(r["score"], r["low"], r["high"]) for r in results])
 
 
 def table(name: str, results: Sequence[TaskResult], paper: str | None = None) -> list[dict[str, str]]:
-    """Ours in the paper's columns and rounding, with intervals and counts.
+    """Our scores in the paper's columns and rounding, with intervals and counts.
 
     Args:
         name: of our row.

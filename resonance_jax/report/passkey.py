@@ -86,9 +86,14 @@ def table(cells: Sequence[ModelCell]) -> list[dict[str, str | int | None]]:
 
 
 def heat_map(table: Sequence[Row], path: AnyPath, title: str) -> None:
-    """Write a PNG: the share of keys found, depth against length, a panel per encoding. table: of `rows`.
+    """Write a PNG: the share of keys found, depth against length, a panel per encoding.
 
     Resonance encodings come last; when there are as many of them as of others, each stands below its base.
+
+    Args:
+        table: what `rows` gives.
+        path: of the PNG.
+        title: above the panels.
     """
 
     def resonant(encoding: str) -> bool:

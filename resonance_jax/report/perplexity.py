@@ -13,8 +13,17 @@ from resonance_jax.rope import Specs
 
 
 class FigureRow(TypedDict):
-    """One encoding at one length: how it was scored, both averages, and the 95 % interval of the first, which
-    one document does not have."""
+    """The perplexity of one encoding at one length, and how it was scored.
+
+    Attributes:
+        encoding, method, resonance: the encoding's label, its method, and whether Resonance is applied.
+        length: positions of a window.
+        perplexity: averaged over tokens.
+        low, high: its 95 % interval; None for a single document.
+        window_mean: the perplexity averaged over windows.
+        protocol, stride, bos: how documents were cut (evaluate.windows).
+        tokens, windows, documents: how many were scored.
+    """
 
     encoding: str
     method: str
@@ -100,10 +109,14 @@ def positions(label: str, result: Perplexity) -> list[PositionRow]:
 
 
 def difference(label: str, a: Perplexity, other: str, b: Perplexity) -> DifferenceRow:
-    """The NLL of a minus that of b on the same windows, its 95 % interval over documents, what that means.
+    """Compare two encodings: the NLL of a minus that of b, its 95 % interval over documents, and a verdict.
 
     The interval is Student's for fewer than FEW documents, the bootstrap's for more; one document has none,
-    and gets no verdict. label, other: the encodings' names for people.
+    and gets no verdict.
+
+    Args:
+        label, other: what people call the encoding of a, and that of b.
+        a, b: their results on the same windows.
     """
     by_document = document_differences(a, b)
     found: Interval | None
@@ -135,9 +148,13 @@ def document_differences(a: Perplexity, b: Perplexity) -> Float64[np.ndarray, "d
 def table(
     rows: Iterable[FigureRow], lengths: Iterable[int], average: str = "perplexity"
 ) -> list[dict[str, str | float]]:
-    """One line per encoding, one column per length, of several documents the 95 % interval at the longest.
+    """One line per encoding and one column per length; from several documents also the 95 % interval at the
+    longest.
 
-    average: "perplexity" (over tokens) or "window_mean", which has no interval.
+    Args:
+        rows: those of all encodings.
+        lengths: which of them are shown.
+        average: "perplexity" (over tokens) or "window_mean", which has no interval.
     """
     lengths = sorted(lengths)
     lines: dict[str, dict[str, str | float]] = {}

@@ -25,7 +25,7 @@ from resonance_jax.report.plots import Style, legend_below, mark, new_figure, sa
 _MARKERS = "osD^vP*X"
 
 WINDOW = 256
-"""How many positions below a position are looked at."""
+"""An error "at" a position is the largest in this many positions below it."""
 
 
 class ErrorRow(TypedDict):

@@ -127,7 +127,7 @@ def perplexity_plot(
         train_length: marked where it is known, in positions.
         title: above the panels.
         unit: what a token is, for the axes.
-        positions: to a point of the right panel, a multiple of BIN.
+        positions: how many make one point of the right panel, a multiple of BIN.
     """
     figure, (left, right) = new_figure(2, width=6.2, height=5.0)
     for label, by_length in results.items():

@@ -31,7 +31,9 @@ LEARNT = 95.0
 class Result(TypedDict):
     """The result of one task.
 
-    curves: by encoding, one per seed (None: its training diverged). ceiling: "id" and "ood" accuracy (0 … 1).
+    Attributes:
+        curves: by encoding, one per seed (None: its training diverged).
+        ceiling: the accuracy of the two-token shortcut, "id" and "ood" (0 … 1).
     """
 
     curves: dict[str, list[Curve | None]]

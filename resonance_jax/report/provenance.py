@@ -1,4 +1,4 @@
-"""Where a result was made, which every result file says."""
+"""Where and by which versions a result was made, as every result file states."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What the quickstart found: one document under every encoding, all documents under three, in words too."""
+"""The quickstart's result as tables, pictures and text: one document under every encoding, all under some."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,13 +18,18 @@ ByLabel = Mapping[str, Mapping[int, Perplexity]]
 Lines = list[dict[str, object]]
 
 POSITIONS = 512
-"""To a point of the picture."""
+"""How many make one point of the picture."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """What a result is about. model: its name. text: data.Corpus.describe(). train_length: positions that the
-    model was trained at, None where nothing says it."""
+    """What a result is about.
+
+    Attributes:
+        model: its name.
+        text: data.Corpus.describe() of the documents.
+        train_length: positions that the model was trained at; None where nothing says it.
+    """
 
     model: str
     text: Mapping[str, object]
@@ -32,7 +37,7 @@ class Heading:
 
 
 def line(label: str, found: Mapping[int, Perplexity], train_length: int | None) -> str:
-    """One encoding's figures of one document on a line, at the lengths of the table."""
+    """One encoding's perplexity of one document on one line, at the lengths of the table."""
     longest = max(found)
     parts = [f"{n:,}: {found[n].token_mean:.4g}" for n in shown_lengths(found, train_length)]
     return (
@@ -111,7 +116,7 @@ def together(every: Mapping[str, ByLabel]) -> dict[str, dict[int, Perplexity]]:
 
 
 def part(every: Mapping[str, ByLabel], train_length: int | None) -> dict[str, Lines]:
-    """The table and the differences of some documents, as JSON has them."""
+    """The table and the differences of some documents, as quickstart.json has them."""
     merged = together(every)
     longest = max(max(found) for found in merged.values())
     shown = shown_lengths({n for found in merged.values() for n in found}, train_length)

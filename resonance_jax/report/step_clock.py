@@ -9,9 +9,13 @@ Returned = TypeVar("Returned")
 
 
 class StepClock:
-    """Measures run-steps per second: `tick` after each call of a training, evaluations wrapped by `timed`.
+    """Measures run-steps per second: how many steps, times the runs that are trained at once.
 
-    The first call compiles, so that only what follows it counts. runs: how many are trained at once.
+    Call `tick` after each call of a training, and wrap its evaluations by `timed`: their time is left out. So
+    is the first call, which compiles.
+
+    Args:
+        runs: how many are trained at once.
     """
 
     def __init__(self, runs: int) -> None:
@@ -20,7 +24,7 @@ class StepClock:
         self.last = (0, self.began)
 
     def timed(self, evaluate: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-        """The same evaluation, its time taken."""
+        """The same evaluation, whose time is measured and left out of the rate."""
 
         def evaluation(*given: Parameters.args, **named: Parameters.kwargs) -> Returned:
             began = time.monotonic()
@@ -31,7 +35,7 @@ class StepClock:
         return evaluation
 
     def tick(self, step: int) -> None:
-        """Note that a step is done."""
+        """Note that `step` steps are done."""
         self.last = (step, time.monotonic() - self.evaluating)
         self.first = self.first or self.last
 

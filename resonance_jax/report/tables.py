@@ -9,7 +9,7 @@ Rows = Sequence[Mapping[str, object]]
 """One mapping per row; the first row's keys are the columns."""
 
 _MARKUP = re.compile(r"[\\`*<>\[\]|$]|(?<!\w)_|_(?!\w)")
-"""What Markdown reads as more than itself; an underscore inside a word is one already."""
+"""What Markdown would read as markup; an underscore inside a word is not."""
 
 
 def _cell(value: object) -> str:
@@ -42,7 +42,7 @@ def csv_text(rows: Rows) -> str:
 
 
 def print_table(rows: Rows, title: str | None = None) -> None:
-    """Draw the table on the terminal. Names are shown as they are: rich's markup means nothing in them."""
+    """Draw the table on the terminal. Names are shown as they are: rich does not read markup in them."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

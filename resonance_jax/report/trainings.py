@@ -62,7 +62,7 @@ def difference_by_seed(trained: Trained, label: str, other: str, length: int) ->
 
 
 def verdict(gaps: Sequence[float]) -> str:
-    """What differences by training allow to say; negative ones are in favour of the first encoding."""
+    """What the differences of some trainings allow to say; negative ones favour the first encoding."""
     found, ahead = student_interval(gaps), sum(gap < 0 for gap in gaps)
     if found is None:
         return "one training: no verdict"

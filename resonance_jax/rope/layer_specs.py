@@ -122,7 +122,7 @@ def main_spec(specs: Specs) -> RopeSpec:
 
 
 def specs_from_dict(stated: Mapping[str, Any]) -> Specs:
-    """What to_dict() of a RopeSpec or of LayerSpecs gave."""
+    """The RopeSpec or LayerSpecs of which to_dict() gave this."""
     if "layer_types" not in stated:
         return RopeSpec(**stated)
     specs = {name: RopeSpec(**each) for name, each in stated["layer_types"].items()}

@@ -321,7 +321,7 @@ def _check_longrope(*, pairs: int, short_factor: Value, long_factor: Value, **_:
     for name, value in (("short_factor", short_factor), ("long_factor", long_factor)):
         if not isinstance(value, tuple) or len(value) != pairs or min(value) <= 0:
             got = len(value) if isinstance(value, tuple) else "none"
-            raise ValueError(f"longrope needs {name}: {pairs} positive numbers, one a pair; got {got}.")
+            raise ValueError(f"longrope needs {name}: {pairs} positive numbers, one per pair; got {got}.")
 
 
 _LONGROPE = RopeType(

@@ -61,7 +61,7 @@ def plain(name: str, value: object, kind: Kind, optional: bool = False) -> Value
     if kind == "list":
         if isinstance(value, (list, tuple, np.ndarray)):
             return tuple(_number(f"each of {name}", each) for each in value)
-        raise ValueError(f"{name} must be a list of numbers, one a pair, got {value!r}.")
+        raise ValueError(f"{name} must be a list of numbers, one per pair, got {value!r}.")
     return _whole(name, value) if kind == "whole" else _number(name, value)
 
 

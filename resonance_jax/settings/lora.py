@@ -8,8 +8,8 @@ from typing import ClassVar
 class LoraConfig:
     """Adapters x A B of rank r beside every linear layer, scaled by alpha / r.
 
-    norms and embeddings are LongLoRA's (Chen et al. 2023). Raises ValueError for a rank below 1, an alpha
-    that is not positive, or a dropout outside [0, 1).
+    To train norms and embeddings as well is LongLoRA's choice (Chen et al. 2023). Raises ValueError for a
+    rank below 1, an alpha that is not positive, or a dropout outside [0, 1).
     """
 
     OPTION_PREFIX: ClassVar[str] = "lora"
@@ -33,5 +33,5 @@ class LoraConfig:
             )
 
     def whole(self, name: str) -> bool:
-        """Whether a parameter is trained whole."""
+        """Whether the parameter of this name is trained whole."""
         return (self.norms and name.endswith("norm")) or (self.embeddings and name == "embed")

@@ -7,12 +7,12 @@ import dataclasses
 class MeshConfig:
     """Over how many devices each of the mesh's four axes goes.
 
-    One of the sizes may be -1: the devices that are left. Where `data` or `fsdp` would get more of them than
-    there are rows, the rest cut time (parallel.mesh_for_rows).
+    One of the sizes may be -1, which takes the devices that are left. Where `data` or `fsdp` would so get
+    more devices than there are rows, the rest cut time (parallel.mesh_for_rows).
     """
 
     data: int = 1
-    """Devices along the axis of replicas; -1 (allowed for one of the four): those that are left."""
+    """Devices along the axis of replicas; -1, for one of the four axes, takes the devices that are left."""
     fsdp: int = -1
     """Devices along the axis that cuts rows and parameters together."""
     tensor: int = 1

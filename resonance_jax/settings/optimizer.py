@@ -13,7 +13,7 @@ class OptimizerConfig:
     The schedules: "linear" (after the warmup down to zero over the real number of steps: the paper's
     fine-tuning), "cosine" (down to a tenth), "constant", and "onecycle" (PyTorch's OneCycleLR with a cosine
     anneal, which also cycles beta1 0.95 -> 0.85 -> 0.95; warmup is its pct_start). Raises ValueError for
-    another schedule, or a warmup that is no share.
+    another schedule, and for a number out of its range.
     """
 
     lr: float = 2e-5
@@ -23,7 +23,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     """AdamW's decay rate of the mean of squared gradients."""
     eps: float = 1e-8
-    """AdamW's term that keeps a division from zero."""
+    """The term that keeps AdamW from dividing by zero."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on every trained parameter."""
     schedule: str = "linear"
@@ -33,7 +33,7 @@ class OptimizerConfig:
     clip: float | None = None
     """Largest global norm of the gradient; none by default, as in the paper."""
     freeze: tuple[str, ...] = ()
-    """Parameter paths that get neither update nor decay, whole or up to a slash: embed, layers, layers/up."""
+    """Parameters that are not trained, by path or by its part before a slash: embed, layers, layers/up."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -56,9 +56,9 @@ class OptimizerConfig:
             raise ValueError(f"freeze is a tuple of paths, got {self.freeze!r}; write ({self.freeze!r},).")
 
     def identity(self, steps: int) -> dict[str, int | float | str | tuple[str, ...] | None]:
-        """What the updates of a run of `steps` steps depend on: the fields, and the steps where they matter.
+        """What the updates of a run of `steps` steps depend on: the fields, and how many steps there are.
 
-        A constant rate depends on them through its warmup only; every other schedule is made for its steps.
+        Under a constant rate the number of steps matters only through the warmup.
         """
         stated = dataclasses.asdict(self)
         if self.schedule != "constant":

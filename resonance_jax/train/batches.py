@@ -17,11 +17,16 @@ Key = TypeVar("Key")
 Placed = TypeVar("Placed")
 
 MICRO_POSITIONS = 1024
-"""Positions of a micro-batch that a device should have, where short rows allow it."""
+"""The positions of a micro-batch that a device should get, where rows are shorter than that."""
 
 
 def micro_rows(rows: int, length: int, shards: int) -> int:
-    """Rows of a micro-batch: one a shard, or as many as make up MICRO_POSITIONS; a divisor of `rows`."""
+    """How many rows a micro-batch should have: one per shard, or as many as make up MICRO_POSITIONS there.
+
+    Args:
+        rows, length: B and T of the whole batch.
+        shards: the parts that the mesh cuts the rows of a batch into; a divisor of `rows`, as the result is.
+    """
     each = max(1, rows // shards)
     most = max(1, MICRO_POSITIONS // length)
     return shards * max(n for n in range(1, each + 1) if each % n == 0 and n <= most)
@@ -29,13 +34,17 @@ def micro_rows(rows: int, length: int, shards: int) -> int:
 
 @runtime_checkable
 class RowReader(Protocol):
-    """Batches of equal rows of which each process reads its own (data.Batches)."""
+    """A source of equal batches [B, T] of which each process reads its own rows (data.Batches is one).
+
+    Attributes:
+        batch_size, length: B and T.
+    """
 
     batch_size: int
     length: int
 
     def rows(self, step: int, start: int, stop: int) -> Int[np.ndarray, "rows T"]:
-        """Tokens of the rows start … stop - 1 of the batch of one step."""
+        """Tokens of the rows start … stop - 1 of the batch of a step."""
         ...
 
 
@@ -43,7 +52,7 @@ Batches = RowReader | Callable[[int], Batch]
 """What `fit` trains on: a RowReader, or a function step -> Batch. Equal steps must give equal batches."""
 
 Reader = Callable[[int, int, int], Batch]
-"""read(step, start, stop): those rows of the step's batch."""
+"""read(step, start, stop): the rows start … stop - 1 of the batch of a step."""
 
 
 def size(batches: Batches) -> tuple[int, int]:
@@ -55,8 +64,10 @@ def size(batches: Batches) -> tuple[int, int]:
 
 
 def reader(batches: Batches) -> Reader:
-    """How rows of the batches are read on the host: copies, because a source may fill the same array anew for
-    the next step while the devices still read this one."""
+    """A function that reads rows of the batches on the host.
+
+    It gives copies, because a source may reuse its array for the next step while the devices still read it.
+    """
     if isinstance(batches, RowReader):
         return lambda step, start, stop: {"tokens": np.array(batches.rows(step, start, stop))}
     return lambda step, start, stop: {
@@ -65,9 +76,10 @@ def reader(batches: Batches) -> Reader:
 
 
 class Ahead(Generic[Key, Placed]):
-    """Batches that are made ready one ahead of their use, while the devices work on the one before.
+    """Prepares each batch one step ahead, while the devices work on the one before.
 
-    make: makes the batch of a key, and gives the same one for the same key.
+    Args:
+        make: make(key) gives the batch of a key, the same one for the same key.
     """
 
     def __init__(self, make: Callable[[Key], Placed]) -> None:
@@ -75,8 +87,8 @@ class Ahead(Generic[Key, Placed]):
         self._ready: tuple[Key, Placed] | None = None
 
     def prepare(self, key: Key) -> None:
-        """Make the batch that is taken next. What fails here fails again, and is raised, when it is taken:
-        the steps before it are finished and logged first."""
+        """Make the batch that is taken next. An error is raised only when that batch is taken, so that the
+        steps before it are finished and logged first."""
         self._ready = None
         with contextlib.suppress(Exception):
             self._ready = key, self._make(key)
@@ -90,12 +102,12 @@ class Ahead(Generic[Key, Placed]):
 def place_batch(
     read: Callable[[int, int], Batch], rows: int, length: int, mesh: Mesh | None
 ) -> dict[str, Int[Array, "B T"]]:
-    """The batch on the devices, with its labels (see with_labels).
+    """Put a batch on the devices, with its labels (see with_labels).
 
     Args:
-        read: read(start, stop) gives those rows; only those of this process's own devices are read.
+        read: read(start, stop) gives the rows start … stop - 1; only rows of this process's devices are read.
         rows, length: B and T of the whole batch.
-        mesh: cuts rows over data x fsdp and time over sequence; None: one device.
+        mesh: its data x fsdp cut the rows, its sequence cuts time; None: one device.
 
     Raises:
         ValueError: the batch has another shape, or arrays that do not belong together.
@@ -103,7 +115,7 @@ def place_batch(
 
     @functools.cache
     def labelled(start: int, stop: int) -> dict[str, Int[np.ndarray, "rows T"]]:
-        # Labels are made before the rows are cut: a part of them lacks the token that its last one predicts.
+        # Labels are made before time is cut: a piece of a row lacks the token that its last one predicts.
         batch = {name: np.asarray(x) for name, x in with_labels(read(start, stop)).items()}
         if batch["tokens"].shape != (stop - start, length):
             raise ValueError(

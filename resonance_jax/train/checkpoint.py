@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax behind one door. Saved asynchronously, committed atomically, verified when read.
+"""Checkpoints of a run, by Orbax: saved asynchronously, committed atomically, verified when they are read.
 
 Folders may be local or anything that etils.epath opens (gs://…). Every checkpoint states what made it
 (train.identity) and a checksum of each of its files (train.checksums). One that is damaged is set aside, and
@@ -81,7 +81,10 @@ class Checkpoints:
     def save(self, step: int, state: PyTree[Array], log: str | None = None) -> None:
         """Start saving; the arrays are copied before this returns, so they may be donated afterwards.
 
-        log: a digest of what the run has logged (History.digest), to be kept with it.
+        Args:
+            step: how many steps the state has behind it.
+            state: the arrays.
+            log: a digest of what the run has logged (History.digest), kept with the checkpoint.
         """
         if self._manager.latest_step() == step:
             return
@@ -105,13 +108,13 @@ class Checkpoints:
         checksums.write_manifest(as_path(folder), self._saving)
 
     def resume(self, like: State) -> tuple[int, State, str | None] | None:
-        """(step, state, log) of the newest checkpoint that is whole, None when there is none at all.
+        """Read the newest whole checkpoint: (step, state, log) as they were saved; None if there is none.
 
         Newer ones that are damaged are set aside with a warning each.
 
         Args:
-            like: the state as arrays or ShapeDtypeStructs. Each leaf comes back where that of `like` lies,
-                without a sharding on the first device, whatever devices it was saved from.
+            like: the state as arrays or ShapeDtypeStructs. Each leaf is placed by the sharding of its leaf in
+                `like` (if that has none, on the first device), whatever devices it was saved from.
 
         Raises:
             ValueError: all of them are damaged, or the newest whole one was made by something else.
@@ -141,7 +144,7 @@ class Checkpoints:
         return as_path(self._path / str(step))
 
     def _newest_whole(self, faults: dict[int, str]) -> int | None:
-        """The newest step that is not damaged, None where there is no step; what is damaged goes into faults.
+        """The newest step that is not damaged, None where there is no step; faults gets those that are.
 
         The first process looks at the files, and all of them get its answer. A step without checksums counts
         as whole unless it is in `faults` already. Raises ValueError when all of them are damaged.
@@ -166,7 +169,7 @@ class Checkpoints:
         return None if answer == none else answer
 
     def _read(self, step: int, like: State) -> tuple[State, str | None]:
-        """(state, log) of a step, placed as `like` says. Raises AnotherRun if something else made it."""
+        """(state, log) of a step, placed as `like` is. Raises AnotherRun if another run saved it."""
         args = self._ocp.args
         saved = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if saved.get("step", step) != step:
@@ -177,7 +180,7 @@ class Checkpoints:
         return restored["state"], saved.get("log")
 
     def _placed(self, x: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """A leaf of the target. Without a sharding Orbax would ask for the devices that it was saved from."""
+        """How Orbax places a leaf. Without a sharding it would ask for the devices that saved it."""
         where = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
@@ -204,17 +207,17 @@ class Checkpoints:
 
 
 def newest_step(directory: AnyPath) -> int | None:
-    """The step of the newest checkpoint that was committed in a folder, which need not be there."""
+    """The step of the newest committed checkpoint in a folder; None if there is none, or no folder."""
     import orbax.checkpoint as ocp
 
     return max(ocp.utils.checkpoint_steps(as_path(directory)), default=None)
 
 
 def saved_params(directory: AnyPath) -> Params:
-    """The params of the newest checkpoint in a folder as NumPy arrays, on whatever devices they were made.
+    """The params of the newest checkpoint in a folder as NumPy arrays, whatever devices saved them.
 
-    Of runs trained at once axis 0 is the run. Raises ValueError when there is no checkpoint and when the
-    newest one is damaged.
+    Where many runs were trained at once, axis 0 is the run. Raises ValueError when there is no checkpoint and
+    when the newest one is damaged.
     """
     import orbax.checkpoint as ocp
 
@@ -236,8 +239,16 @@ def saved_params(directory: AnyPath) -> Params:
 
 
 def check_resume(resume: str, directories: Iterable[AnyPath]) -> None:
-    """Raise ValueError unless the checkpoints that are there allow what is asked: "auto" goes on from one if
-    there is one, "never" refuses a folder that has one, "must" folders of which none has."""
+    """Check whether the checkpoints that are there allow what is asked.
+
+    Args:
+        resume: "auto" goes on from a checkpoint if there is one, "never" refuses a folder that has one,
+            "must" refuses folders of which none has one.
+        directories: folders of checkpoints, which need not be there.
+
+    Raises:
+        ValueError: they do not, or `resume` is another word.
+    """
     if resume not in RESUME:
         raise ValueError(f"unknown resume {resume!r}; expected one of {', '.join(RESUME)}.")
     directories = list(directories)
@@ -257,7 +268,7 @@ def check_resume(resume: str, directories: Iterable[AnyPath]) -> None:
 
 @contextlib.contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Tensorstore reports a full disk as a ValueError of a page; say it as the OSError that it is."""
+    """Turn the ValueError of a page that Tensorstore raises on a full disk into an OSError of a sentence."""
     try:
         yield
     except ValueError as error:

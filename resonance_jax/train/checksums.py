@@ -1,7 +1,7 @@
 """Checksums over a checkpoint's files: written as its last file, compared before it is read.
 
-A manifest inside the step's folder states the step and the SHA-256 of every file. Two files are left out,
-which Orbax writes afterwards, as it commits the step, and which hold nothing but the time of that.
+A manifest inside the step's folder states the step and the SHA-256 of every file. Two files are left out:
+Orbax writes them later, when it commits the step, and they hold only the time of the commit.
 """
 
 import json
@@ -27,7 +27,7 @@ def has_manifest(folder: FilePath) -> bool:
 
 
 def fault(folder: FilePath, step: int) -> str | None:
-    """In a few words what is wrong with a step's folder; None: nothing, as far as checksums can tell."""
+    """What is wrong with a step's folder, in a few words; None where checksums find nothing."""
     if not has_manifest(folder):
         return None if any(folder.iterdir()) else "it is empty"
     try:
@@ -47,7 +47,7 @@ def fault(folder: FilePath, step: int) -> str | None:
 
 
 def set_aside(folder: FilePath) -> FilePath:
-    """Move the folder of a step to a name that is no step's, `<step>.damaged-1`; returns where it lies."""
+    """Rename the folder of a step to `<step>.damaged-1`, which no step has, and return the new path."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""The encodings that runs are trained under: what is stated and its table, or a bare table."""
+"""The encodings that runs are trained under: specs or bare tables, and the tables of many runs as one."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -12,15 +12,20 @@ from resonance_jax.model.decoder import reach
 from resonance_jax.model.layer_types import by_name
 
 Encoding = rope.Specs | rope.Tables
-"""What is stated (a RopeSpec, or LayerSpecs) goes into the trained decoder; of bare tables nothing can be
-stated later."""
+"""A spec (RopeSpec or LayerSpecs), which the trained decoder then states, or bare tables, of which it states
+nothing."""
 
 
 def table(encoding: Encoding, length: int, config: DecoderConfig) -> rope.Tables:
-    """The table to train under, for `length` positions, or the tables by layer type.
+    """The table to train under, or the tables by layer type.
 
-    Raises ValueError for what is neither stated nor a table, for another head size than config's, and for
-    other layer types than config's.
+    Args:
+        encoding: a spec or bare tables.
+        length: positions that the table of a spec is made for.
+        config: the decoder.
+
+    Raises:
+        ValueError: it is neither, or is for another head size or other layer types than config's.
     """
     stated = spec_of(encoding)
     if stated is not None and stated.head_dim != config.head_dim:
@@ -39,19 +44,19 @@ def table(encoding: Encoding, length: int, config: DecoderConfig) -> rope.Tables
 
 
 def spec_of(encoding: Encoding) -> rope.Specs | None:
-    """What the trained decoder states as its encoding."""
+    """The spec that the trained decoder states; None for bare tables."""
     return encoding if isinstance(encoding, rope.RopeSpec | rope.LayerSpecs) else None
 
 
 def context_length(encoding: Encoding, *lengths: int | None) -> int:
-    """Positions that a decoder serves once it is trained: the most of `lengths` (None: not known) and of what
-    its spec states."""
+    """How many positions a trained decoder serves: the most of `lengths` (None: not known) and of what its
+    spec states."""
     spec = spec_of(encoding)
     return max(n for n in (*lengths, None if spec is None else reach(spec)) if n is not None)
 
 
 def stack_frequencies(tables: Sequence[rope.Tables]) -> rope.Tables:
-    """E encodings alike as one, with axis 0 = run.
+    """The tables of E runs stacked, with axis 0 = run.
 
     Raises ValueError where their rotary sizes differ, or the layer types that they are for.
     """
@@ -75,10 +80,10 @@ def stack_frequencies(tables: Sequence[rope.Tables]) -> rope.Tables:
 
 
 def count_of(stacked: rope.Tables) -> int:
-    """E, of what stack_frequencies gave."""
+    """E: how many runs stacked tables are for."""
     return jax.tree.leaves(stacked)[0].shape[0]
 
 
 def unstack_frequencies(stacked: rope.Tables) -> list[rope.Tables]:
-    """The E encodings that stack_frequencies put together."""
+    """The tables of each run, as they were before stack_frequencies."""
     return [jax.tree.map(lambda x, e=e: np.asarray(x)[e], stacked) for e in range(count_of(stacked))]

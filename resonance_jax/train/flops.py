@@ -83,16 +83,16 @@ def per_token(config: DecoderConfig, length: int, lora: LoraConfig | None = None
     """FLOPs per token of a training step at `length` positions: 6 N + 4 N' + 6 L T D, causal.
 
     N: the trained weights, each used forwards, for the gradient of its input and for its own. N': the frozen
-    ones beside LoRA's adapters, which have no gradient of their own. T D: every query meets T / 2 keys on
-    average (fewer with a window), D being heads times head size. Recomputation is not counted (PaLM,
-    Chowdhery et al. 2022, appendix B).
+    weights beside LoRA's adapters, which have no gradient of their own. L T D: in each of L layers a query
+    meets T / 2 keys on average (fewer with a window), D being heads times head size. Recomputation is not
+    counted (PaLM, Chowdhery et al. 2022, appendix B).
     """
     trained, frozen = multiplied(config, lora)
     return 6 * trained + 4 * frozen + attention_per_token(config, length)
 
 
 def attention_per_token(config: DecoderConfig, length: int) -> float:
-    """The part of it that queries and keys, weights and values take."""
+    """The part of per_token that attention's two products take: queries by keys, weights by values."""
     windows = [min(kind.window or length, length) for kind in config.types]
     keys = sum(window - window * window / (2 * length) for window in windows)
     return 12 * config.n_heads * config.head_dim * keys
@@ -106,7 +106,7 @@ def mfu(
     kind: str,
     lora: LoraConfig | None = None,
 ) -> float | None:
-    """Model FLOPs utilisation: the share of the chips' dense peak that a training comes to.
+    """Model FLOPs utilisation: the share of the chips' dense peak that a training reaches.
 
     Args:
         config, length, lora: what is trained, as in per_token.

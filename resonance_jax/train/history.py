@@ -1,4 +1,4 @@
-"""What a run logged: metrics.jsonl, one record a line, which a resumed run continues from its checkpoint."""
+"""The log of a run, metrics.jsonl: one record per line, continued from the checkpoint when a run resumes."""
 
 import hashlib
 import json
@@ -12,20 +12,20 @@ Record = dict[str, Any]
 """One line of the log, see run_loop; a loss that is not finite is written as NaN or Infinity."""
 
 REWRITE_SECONDS = 30.0
-"""Between two rewritings of a log in an object store, where nothing can be appended."""
+"""The least time between two rewritings of a log in an object store, where nothing can be appended."""
 
 
 class History:
-    """The records so far: those of the file up to a step; what was logged after it is dropped.
+    """The records of a run: those of the file up to the step where it goes on, and what is added.
 
-    On a disk `flush` appends. In an object store it writes the whole file anew, at most every
-    REWRITE_SECONDS unless it is `due`, which a run says with every checkpoint: a kill loses no record that
-    would not be logged again.
+    On a disk `flush` appends. In an object store it rewrites the whole file, at most every REWRITE_SECONDS
+    unless it is `due`. A run says `due` with every checkpoint, so that a kill loses only records that will be
+    logged again.
 
     Args:
-        path: the file; None where nothing is written or read (not the first process).
-        step: where the run goes on.
-        stated: what `digest` was when that step was saved, None if it was not stated.
+        path: the file; None where nothing is read or written (in every process but the first).
+        step: where the run goes on; later records are dropped.
+        stated: what `digest` was when that step was saved, None if that is not known.
 
     Raises:
         ValueError: the file does not hold what `stated` is the digest of.
@@ -50,7 +50,10 @@ class History:
         return hashlib.sha256(_lines(self.records).encode()).hexdigest()
 
     def flush(self, due: bool = False) -> None:
-        """Write what is not written yet; `due`: in an object store too, and on a disk so that it stays."""
+        """Write the records that are not written yet.
+
+        due: without waiting, in an object store; on a disk with fsync, so that a power cut loses nothing.
+        """
         count = len(self.records)
         if self._path is None or (self._synced if due else self._written) == count:
             return

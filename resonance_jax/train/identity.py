@@ -1,7 +1,7 @@
-"""What made a checkpoint, as JSON: two runs are the same run when they agree in it.
+"""What makes a run the one that it is, as JSON kept with each checkpoint: it goes on only where that agrees.
 
 Where and how fast a run is computed (mesh, micro-batches, what is recomputed, the attention kernel, the time
-between checkpoints) is no part of it: that may change when it goes on.
+between checkpoints) is left out: that may change when the run goes on.
 """
 
 import hashlib
@@ -30,7 +30,13 @@ Encodings: TypeAlias = list[dict[str, Any]]
 
 
 class Identity(TypedDict):
-    """What made a checkpoint. settings: what has to agree beside the encodings. versions: not compared."""
+    """What made a checkpoint.
+
+    Attributes:
+        encodings: the table of each run, as rope.to_record writes it.
+        settings: what else has to agree.
+        versions: of jax and optax; not compared.
+    """
 
     encodings: Encodings
     settings: dict[str, JSON]
@@ -38,7 +44,7 @@ class Identity(TypedDict):
 
 
 ELSEWHERE = ("remat", "kernel")
-"""Fields of DecoderConfig that say how it computes and may change."""
+"""Fields of DecoderConfig that may change when a run goes on: they say only how it computes."""
 
 
 def identity(
@@ -48,7 +54,14 @@ def identity(
     settings: dict[str, JSON],
     meta: dict[str, JSON] | None,
 ) -> Identity:
-    """The identity of a run: `settings` and `meta` beside what every run has."""
+    """The identity of a run.
+
+    Args:
+        encodings: records of its tables.
+        config, training: the decoder, and how it is trained.
+        settings: what else this kind of training depends on, such as its data and seeds.
+        meta: what the caller of the training wants to agree.
+    """
     decoder = {name: value for name, value in config.to_dict().items() if name not in ELSEWHERE}
     own = {
         "optimizer": training.optimizer.identity(training.steps),
@@ -63,7 +76,13 @@ def identity(
 
 
 def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
-    """SHA-256 over the batch of step 0, by row. Each process reads the rows of its own devices only."""
+    """SHA-256 over the batch of step 0; each process reads only the rows of its own devices.
+
+    Args:
+        read: reads rows of a batch.
+        rows: B of the whole batch.
+        mesh: what cuts the rows; None: one device.
+    """
     own = {(0, rows)}
     if mesh is not None and jax.process_count() > 1:
         where = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,))
@@ -80,7 +99,7 @@ def data_digest(read: Reader, rows: int, mesh: Mesh | None) -> str:
 
 
 def arrays_digest(arrays: PyTree[Int[Array | np.ndarray, "..."]]) -> str:
-    """SHA-256 over integers: names, shapes and values, whatever their width."""
+    """SHA-256 over the names, shapes and values of integer arrays, whatever their width in bits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         digest.update(f"{jax.tree_util.keystr(path)} {list(np.shape(leaf))}\n".encode())

@@ -1,8 +1,8 @@
 """The compiled program of many runs: encodings x seeds at once, because an encoding is data.
 
-The runs are sharded over the local devices (one host device a core on CPU) and mapped inside: `vmap` on
-accelerators, `lax.map` on CPU, where a larger working set only leaves the cache. Several steps run in one
-call, and one compiled program serves every number of them.
+The runs are sharded over the local devices (on CPU one host device per core). Those of one device are mapped:
+by `vmap` on accelerators, by `lax.map` on CPU, where all at once would only outgrow the cache. Several steps
+run in one call, and one compiled program serves every number of them.
 """
 
 import functools
@@ -29,11 +29,11 @@ from resonance_jax.train.state import TrainState, new_state
 from resonance_jax.train.step import IGNORE, METRICS, Batch, Metrics, train_step, with_labels
 
 ManyBatches = Callable[[int], Batch | Int[np.ndarray, "*E B"]]
-"""What fit_many trains on: a function of the step, see there."""
+"""What fit_many trains on: a function of the step, which fit_many describes."""
 Steps = Mapping[str, Int[Array | np.ndarray, "K *E B _"]]
 """The batches of K steps: one for all runs, or one for each of E."""
 Examples = Mapping[str, Int[Array | np.ndarray, "examples _"]]
-"""Rows that stay on the devices, of which a batch names the numbers."""
+"""Rows that stay on the devices, so that a batch need only give row numbers."""
 
 
 def _run_mesh(runs: int) -> Mesh:
@@ -141,7 +141,7 @@ def _program(
 
 
 def _refuse_too_many(compiled: jax.stages.Compiled, runs: int, mesh: Mesh, mapped: str) -> None:
-    """ValueError when the program takes more memory than is free; it says how many runs would fit."""
+    """Raise ValueError, saying how many runs fit, when the program takes more memory than is free."""
     devices = list(mesh.devices.flat)
     free = memory.free(devices)
     lasting, temporary = memory.needed(compiled)
@@ -158,10 +158,10 @@ def _refuse_too_many(compiled: jax.stages.Compiled, runs: int, mesh: Mesh, mappe
 
 
 class ManyRunsProgram:
-    """The compiled program of E runs: `first` states, and `advance`, which trains them some steps.
+    """The compiled program of E runs: `first` makes their states, `advance` trains them for some steps.
 
-    Arguments as those of fit_many. Compiled here, before anything is made; raises ValueError when the counts
-    differ and when the runs need more memory than is free.
+    Arguments as those of fit_many, with tables (`freqs`) for encodings. It is compiled before any state is
+    made. Raises ValueError when the counts differ and when the runs need more memory than is free.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class ManyRunsProgram:
         _refuse_too_many(compiled, runs, mesh, mapped)
 
     def like(self) -> TrainState:
-        """The states [E] as shapes and where they lie."""
+        """The states [E] as ShapeDtypeStructs with shardings."""
         params = jax.eval_shape(self._create, self._keys) if self._params is None else self._params
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._by_run),
@@ -230,7 +230,7 @@ class ManyRunsProgram:
     ) -> tuple[TrainState, dict[str, Float[np.ndarray, "count E"]]]:
         """(states, metrics) after the steps start … start + count - 1. Donates the states given.
 
-        A run in which something is not finite keeps its last state, and has a loss of NaN from then on. The
+        A run that is no longer finite keeps its last finite state, and its loss is NaN from then on. The
         batches of the next call are read while these steps run.
         """
         states, metrics = self._run(states, *self._arguments(start, count))

@@ -31,9 +31,14 @@ from resonance_jax.train.step import Batch
 class ManyRuns:
     """E trained runs.
 
-    params: the params pytree with axis 0 = run. history: see run_loop. ropes, context_lengths: of each run
-    what its decoder states (None: it was trained under a bare table). failed: run -> the step (counted from
-    1) in which its loss, gradient or update was not finite; its params are those from before that step.
+    Attributes:
+        config: of every run's decoder.
+        params: the params pytree with axis 0 = run.
+        history: see run_loop.
+        ropes: the encoding that each run's decoder states; None: it was trained under a bare table.
+        context_lengths: how many positions each run's decoder serves.
+        failed: run -> the step (counted from 1) in which its loss, gradient or update was not finite; its
+            params are those from before that step.
     """
 
     config: DecoderConfig
@@ -44,7 +49,7 @@ class ManyRuns:
     failed: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def failures(self, names: Sequence[str]) -> list[str]:
-        """A sentence on each run that failed. names: of all runs, for people."""
+        """A sentence on each run that failed. names: what people call the runs, one for each."""
         return [
             f"{names[run]} is left out: its training diverged in step {step}."
             for run, step in sorted(self.failed.items())
@@ -75,17 +80,17 @@ def fit_many(
     progress: Progress | None = None,
     meta: dict[str, JSON] | None = None,
 ) -> ManyRuns:
-    """Train E runs, one for each (seed, encoding) pair, in one program; goes on where run_dir stands.
+    """Train E runs, one for each (seed, encoding) pair, in one program; go on from what run_dir holds.
 
-    A run that diverges stays as it was before that, and is told in ManyRuns.failed, in the history and as a
-    warning; the others go on.
+    A run that diverges keeps its last finite state, and ManyRuns.failed, the history and a warning say so;
+    the others go on.
 
     Args:
         config: of every run's decoder.
-        seeds: E of them, in 0 … 2^32 - 1, of the first parameters and of dropout. Equal seeds begin with
+        seeds: E of them, in 0 … 2^32 - 1, for the first parameters and for dropout. Equal seeds begin with
             equal parameters.
-        encodings: E RopeSpecs, or E tables, or those of stack_frequencies. Which table a run is
-            evaluated under is the evaluators' choice, run by run in the same order.
+        encodings: E specs, or E tables, or the tables that stack_frequencies gives. They are for training;
+            evaluators choose their own tables, for the runs in the same order.
         batches: step -> Batch of [B, T] arrays that every run sees, or of [E, B, T] arrays, one for each run.
             With `examples` it gives row numbers instead, i32[B] or i32[E, B]; -1 is no row.
         training: how long, and with which optimizer.

@@ -35,7 +35,7 @@ def _onecycle(start: float, peak: float, end: float, peak_step: float, last_step
 
 
 def schedules(config: OptimizerConfig, steps: int) -> tuple[ByStep, ByStep]:
-    """(learning rate, beta1) of the optimizer steps 0 … steps - 1."""
+    """(learning rate, beta1), each a function of the step, for a run of `steps` steps."""
     c, warmup = config, round(config.warmup * steps)
     if c.schedule == "onecycle":
         peak_step = float(c.warmup * steps) - 1

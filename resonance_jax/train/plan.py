@@ -50,9 +50,12 @@ EFFICIENCY = 0.5
 class Plan:
     """The prediction for one step.
 
-    title: what was planned, for people. bytes: on each device, by what they hold. flops: of a step over all
-    devices, recomputation included. seconds: an estimate, None where the chip's peak is not known. capacity:
-    usable bytes on a device, None where it is not known.
+    Attributes:
+        title: what was planned, for people.
+        bytes: on each device, by what they hold.
+        flops: of a step over all devices, recomputation included.
+        seconds: an estimate of a step's time; None where the chip's peak is not known.
+        capacity: usable bytes on a device; None where that is not known.
     """
 
     title: str
@@ -86,7 +89,7 @@ class Plan:
         )
 
     def rows(self) -> list[dict[str, str]]:
-        """For report.print_table."""
+        """For report.print_table: what a device holds."""
         note = {True: " (one at a time)", False: ""}
         return [
             {"a device holds": name + note[name in PASSING], "bytes": memory.readable(n)}
@@ -96,8 +99,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Bytes on each device that last from step to step. narrowed: of the frozen weights in the dtype that the
-    activations have."""
+    """Bytes on each device that last from step to step.
+
+    Attributes:
+        parameters, moments: of what is trained.
+        frozen: of the weights that are not trained.
+        narrowed: of the same, in the dtype of the activations.
+    """
 
     parameters: int
     moments: int
@@ -106,7 +114,7 @@ class State:
 
 
 def state(config: DecoderConfig, mesh: dict[str, int], lora: adapters.LoraConfig | None = None) -> State:
-    """What lasts from step to step, whatever rows at a time and recomputation; arguments as plan's."""
+    """What lasts from step to step, whatever the micro-batches and recomputation. Arguments as plan's."""
     abstract = AbstractMesh(tuple(mesh[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * 4)
     program = RunProgram(config, TrainConfig(1), abstract, lora)
     frozen, item = bytes_of(program.frozen_like), jnp.dtype(config.dtype).itemsize
@@ -119,7 +127,7 @@ def state(config: DecoderConfig, mesh: dict[str, int], lora: adapters.LoraConfig
 
 
 PASSING = ("one layer's gradient", "loss chunk")
-"""What is never there at the same time."""
+"""Parts that are never held at the same time."""
 
 
 def plan(
@@ -138,10 +146,10 @@ def plan(
         config: the decoder; its dtype and remat matter.
         mesh: the size of each of parallel.mesh.AXES.
         batch_size, length: rows of a step over all devices, and positions in each.
-        micro: rows at a time over the whole mesh; 0 takes batches.micro_rows.
+        micro: rows of a micro-batch over the whole mesh; 0 takes batches.micro_rows.
         lora: adapters, if they are what is trained.
-        chip: (device_kind, bytes of memory), see `chip`.
-        lasting: what `state` gives for this decoder, mesh and lora, where it is known already.
+        chip: (device_kind, bytes of memory), as the function `chip` gives it.
+        lasting: what `state` gives for this decoder, mesh and lora; None: it is computed.
     """
     devices = math.prod(mesh.values())
     shards = mesh["data"] * mesh["fsdp"]
@@ -189,7 +197,7 @@ def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -
 
 
 def _dropped(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
-    """Bytes of what enters the adapters of one layer, each input dropped in its own way."""
+    """Bytes of the inputs of one layer's adapters, of which dropout makes a copy for each adapter."""
     inputs = {path.removeprefix("layers/"): p for path, p in adapters.flatten(declare(c)).items()}
     wide = sum(
         inputs[name].shape[1] // (tensor if name in ("o", "down") else 1)

@@ -16,8 +16,14 @@ REMAT = ("none", "dots", "attention", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a step could be computed: sizes of the mesh by axis, rows at a time over all devices, what the
-    gradient recomputes, and what the plan says of it."""
+    """One way to compute a step.
+
+    Attributes:
+        mesh: its sizes by axis.
+        micro: rows of a micro-batch, over all devices.
+        remat: what the gradient recomputes.
+        plan: what the plan says of it.
+    """
 
     mesh: dict[str, int]
     micro: int
@@ -32,14 +38,19 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """chosen: the first setting that fits, None where none does. refused: those before it, and why."""
+    """What a search found.
+
+    Attributes:
+        chosen: the first setting that fits; None where none does.
+        refused: the settings before it, and why each does not fit.
+    """
 
     chosen: Setting | None
     refused: list[tuple[Setting, str]]
 
     def rows(self) -> list[dict[str, str]]:
-        """For report.print_table: what was chosen, what was refused on the same mesh by recomputation, and of
-        each other mesh that came before the leanest setting."""
+        """For report.print_table: the chosen setting, then those refused: on its own mesh the leanest with
+        each recomputation, on every mesh before it the leanest of all."""
         leanest: dict[tuple[str, str], tuple[Setting, str]] = {}
         for setting, why in self.refused:
             own = self.chosen is not None and setting.mesh == self.chosen.mesh
@@ -62,11 +73,11 @@ class Search:
 
 
 def meshes(devices: int, rows: int, length: int, config: DecoderConfig) -> list[dict[str, int]]:
-    """The meshes over so many devices that divide what they cut, the simplest first.
+    """The meshes over all devices whose axes divide what they cut, the simplest first.
 
-    fsdp alone comes first. Cutting time, then heads, waits for what the devices send each other within every
-    layer; replicas hold more. So each comes after all that do without it: by the size of tensor, of sequence,
-    of data.
+    fsdp alone comes first. A mesh that cuts heads or time waits within every layer for what the devices send
+    each other, and one with replicas holds more. So meshes are sorted by the size of tensor, then of
+    sequence, then of data.
 
     Args:
         devices: how many there are.
@@ -91,8 +102,10 @@ def settings(
     lora: adapters.LoraConfig | None = None,
     chip: tuple[str, int | None] = ("cpu", None),
 ) -> Iterator[Setting]:
-    """Every way to compute a step, the most preferred first: the simplest mesh, the least recomputation, the
-    most rows at a time (each time the weights are gathered again).
+    """Every way to compute a step, the most preferred first.
+
+    Preferred are the simplest mesh, then the least recomputation, then the most rows per micro-batch (for
+    each of which the weights are gathered again).
 
     Args:
         config: the decoder; its remat does not matter.
@@ -117,9 +130,10 @@ def search(
     """The first setting that fits by its plan and, where that is asked too, by the compiler.
 
     Args:
-        settings: by preference.
-        compiled: says why the compiler refuses a setting, None where it fits; asked of what fits by the plan.
-        tries: after so many refusals by the compiler the search ends.
+        settings: in order of preference.
+        compiled: compiled(setting) says why the compiler refuses it, None where it fits. It is asked of
+            settings that fit by the plan.
+        tries: how many refusals by the compiler end the search.
 
     Raises:
         ValueError: the chip's memory is not known.

@@ -18,12 +18,12 @@ def pretrain(
     save_seconds: float = 30.0,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Train a decoder under lm.rope with a cosine schedule; goes on where run_dir stands.
+    """Train a decoder under lm.rope with a cosine schedule; go on from what run_dir holds.
 
     Args:
         lm: the decoder with its first weights; it has to state an encoding.
         batches: as for train.fit.
-        config: how long, and how fast.
+        config: how many steps, and the peak learning rate.
         run_dir: of this training.
         save_seconds: between checkpoints.
         progress: as for train.fit.

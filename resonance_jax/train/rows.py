@@ -25,7 +25,7 @@ class Rows:
 
     def __init__(self, count: int, batch_size: int, seeds: Sequence[int]) -> None:
         if count < 1 or batch_size < 1:
-            raise ValueError(f"expected at least one row and one a batch, got {count} and {batch_size}.")
+            raise ValueError(f"expected at least one row and one per batch, got {count} and {batch_size}.")
         self.count, self.batch_size, self.seeds = count, batch_size, tuple(seeds)
         self._orders = functools.lru_cache(maxsize=2)(self._orders_of)
 

@@ -30,11 +30,14 @@ Frozen = dict[str, Float[Array, "..."]]
 
 
 class RunProgram:
-    """The compiled training step of one decoder and where everything lies.
+    """The compiled training step of one decoder, and where everything lies.
 
-    step(state, frozen, batch, freqs) -> (state, metrics), the state donated. like: the state as
-    ShapeDtypeStructs with shardings. Without adapters `frozen` is empty and state.params are the decoder's.
     Raises ValueError for a path to freeze that is none of the decoder's.
+
+    Attributes:
+        step: step(state, frozen, batch, freqs) -> (state, metrics); the state is donated. Without adapters
+            `frozen` is empty and state.params are the decoder's.
+        like: the state as ShapeDtypeStructs with shardings.
     """
 
     def __init__(
@@ -72,9 +75,12 @@ class RunProgram:
         return adapters.split(abstract(self.config, self.dtype, self.mesh), self.lora)[1]
 
     def place(self, params: Params, seed: int, donate: bool = False) -> tuple[Trained, Frozen]:
-        """(trained, frozen) of the decoder's params, each where it belongs, trained ones in self.dtype.
+        """Split the decoder's params into (trained, frozen), each placed where it belongs.
 
-        donate: the params may be given away; otherwise what is trained is a copy.
+        Args:
+            params: of the decoder. Trained ones become self.dtype.
+            seed: of the first values of adapters.
+            donate: the params may be given away; otherwise what is trained is a copy.
         """
         where = None if self._where is None else self._where.params
         # A jitted function hands an unchanged input through; training would then give it away.
@@ -85,11 +91,11 @@ class RunProgram:
         return trained, frozen
 
     def first_state(self, trained: Trained, seed: int) -> TrainState:
-        """The state before the first step. Gives `trained` away to it."""
+        """The state before the first step, to which `trained` is given away. seed: of the run's key."""
         return jax.jit(self._first, out_shardings=self._where)(trained, np.uint32(seed))
 
     def merged(self, trained: Trained, frozen: Frozen) -> Params:
-        """The decoder's params pytree, adapters added in, where a decoder's params lie."""
+        """The decoder's params pytree with the adapters added in, placed as a decoder's params are."""
         lora = self.lora
         if lora is None:
             return trained
@@ -116,7 +122,7 @@ class RunProgram:
         return adapters.adapt(params, trained["adapters"], lora)
 
     def _shardings(self, state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
-        """The state's pytree as shardings: moments as their parameters, all else everywhere."""
+        """The state's pytree as shardings: moments lie as their parameters do, all else is everywhere."""
         params: PyTree[NamedSharding] = shardings(self.config, mesh)
         if self.lora is not None:
             whole, _ = adapters.split(params, self.lora)

@@ -23,7 +23,7 @@ def saved_run(
         mesh: where its parameters go; None: one device.
 
     Raises:
-        ValueError: when there is no checkpoint.
+        ValueError: there is no checkpoint, or the newest one is damaged.
     """
     params = jax.tree.map(lambda x: x[run], saved_params(checkpoints))
     lm = Decoder(config, mesh=mesh, rope=spec, params=params)

@@ -14,11 +14,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 class TrainState:
     """The state of one run, or of E runs with axis 0 = run.
 
-    params: what is trained. opt_state: the optimizer's. step: how many steps are behind it. key: of the run;
-    dropout folds the step into it.
+    Attributes:
+        params: what is trained.
+        opt_state: what the optimizer keeps.
+        step: how many steps are done.
+        key: the run's random key; dropout folds the step into it.
     """
 
-    __no_type_check__: ClassVar[bool] = True  # jax also builds it of what are no arrays, such as shardings
+    __no_type_check__: ClassVar[bool] = True  # jax also builds it of other things than arrays: shardings
 
     params: PyTree[Float[Array, "..."]]
     opt_state: optax.OptState

@@ -30,7 +30,7 @@ METRICS: tuple[str, ...] = ("loss", "grad_norm", "update_norm")
 """What a step reports: the loss in nats per token, the norms of its gradient and of its update."""
 
 Metrics = dict[str, Float[Array, "..."]]
-"""METRICS by name: a number each, or an array over steps and runs."""
+"""The METRICS of a step by name, a number each; or arrays of them over steps and runs."""
 
 IGNORE = -100
 """The label of a position that is not scored."""
@@ -81,10 +81,15 @@ def summed_loss(
     freqs: Tables,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the negative log-likelihoods in nats and the number of scored positions.
+    """(summed negative log-likelihood in nats, number of scored positions) of a batch.
 
-    batch: as Batch says, or what with_labels made of it. key: of dropout. Both results have the dtype
-    promote_types(float32, config.dtype).
+    Both have the dtype promote_types(float32, config.dtype).
+
+    Args:
+        config, params: the decoder.
+        batch: as Batch says, or what with_labels made of it.
+        freqs: the encoding's table, or the tables by layer type.
+        key: of dropout; None computes without.
     """
     if "labels" not in batch:
         batch = with_labels(batch)

@@ -10,10 +10,14 @@ from resonance_jax.files import AnyPath, as_path, is_remote, upload
 
 
 class Trace:
-    """Traces `count` steps into `folder`, after the first two that this process runs, which compile.
+    """Traces a few steps into a folder, after the first two that this process runs: those compile.
 
     Use it as a context around the loop, and call before_step and after_step around every step. Leaving the
-    context ends a trace that has begun. JAX writes local files; for an object store they are uploaded then.
+    context ends a trace that has begun.
+
+    Args:
+        folder: where the trace goes. JAX writes local files; they are uploaded to an object store at the end.
+        count: how many steps; 0: no trace.
     """
 
     def __init__(self, folder: AnyPath, count: int) -> None:
@@ -28,8 +32,8 @@ class Trace:
             self._stop()
 
     def before_step(self, earlier: PyTree[Array]) -> None:
-        """Begin the trace if this is the step to begin with. earlier: results of the step before, which is no
-        part of it."""
+        """Begin the trace if it begins with this step. earlier: what the step before gave, waited for so that
+        it is no part of the trace."""
         if self._seen == 2 and self._count:
             jax.block_until_ready(earlier)
             if is_remote(self._folder):
@@ -38,7 +42,7 @@ class Trace:
             self._running = True
 
     def after_step(self, results: PyTree[Array]) -> None:
-        """End the trace if this was the last step of it. results: of the step, which is waited for then."""
+        """End the trace if this was its last step. results: what the step gave, waited for before the end."""
         self._seen += 1
         if self._running and self._seen == 2 + self._count:
             jax.block_until_ready(results)

@@ -150,7 +150,7 @@ BAD = [
     ({"method": "longrope", "train_length": 64}, "longrope needs short_factor: 64 positive numbers"),
     (
         {"method": "longrope", "train_length": 64, "head_dim": 4, "short_factor": [1, 1], "long_factor": [1]},
-        "longrope needs long_factor: 2 positive numbers, one a pair; got 1",
+        "longrope needs long_factor: 2 positive numbers, one per pair; got 1",
     ),
     (
         {"method": "longrope", "train_length": 64, "short_factor": 2.0},

@@ -118,7 +118,7 @@ def test_rows_are_a_function_of_seed_and_step_and_cover_each_epoch():
         assert (epoch[0] == epoch[1]).all() and (epoch[0] != epoch[2]).any()
     assert (epochs[0] != epochs[1]).any()
     np.testing.assert_array_equal(train.Rows(30, 8, [6])[3][0], rows[3][2])
-    with pytest.raises(ValueError, match="at least one row and one a batch, got 0 and 8"):
+    with pytest.raises(ValueError, match="at least one row and one per batch, got 0 and 8"):
         train.Rows(0, 8, [1])
 
 
