@@ -18,7 +18,8 @@ class Config:
     """A study."""
 
     steps: int = 3
-    """Steps of the study."""
+    """Steps of the study, in a sentence
+    of two lines."""
     lora: bool = False
     """Train adapters."""
     adapters: OmitArgPrefixes[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
@@ -97,7 +98,9 @@ def test_a_mistake_ends_with_2(monkeypatch, capsys, arguments, sentence):
 def test_help_says_what_a_field_says(monkeypatch, capsys):
     _, code = parsed(monkeypatch, "one", "--help")
     assert code == 0
-    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    out = capsys.readouterr().out
+    words = " ".join(out.replace("│", " ").split())
+    assert "Steps of the study, in a sentence of two lines." in out  # no break where the source has one
     assert "--lora-rank INT The adapters' rank r. (default: 3)" in words
     assert "--lr FLOAT Peak learning rate. (default: 2e-05)" in words and "optimizer options" in words
 
