@@ -17,7 +17,7 @@ class Config:
     """Compare our decoder with transformers' on the same tokens, tensor by tensor."""
 
     checkpoint: str = "random"
-    """A Hugging Face LLaMA or Mistral directory; "random": a small LLaMA with grouped heads."""
+    """A Hugging Face directory of any family that is read; "random": a small LLaMA with grouped heads."""
     reference: str | None = None
     """The directory that PyTorch reads; default: the same. Another one shows where a copy went wrong."""
     against: Literal["transformers", "goldens"] = "transformers"
