@@ -28,12 +28,13 @@ class Compiled:
 
     fits: whether the compiler could lay it out in the chips' memory; verdict: the same in a sentence, the
     compiler's own where it does not fit. The sizes are bytes on each device, None where it does not fit:
-    peak_bytes is what is held at the worst moment (memory.peak), and where the compiler refuses, what it says
-    that would be used; capacity is what it says there is then. flops: by the compiler, each loop's body once
-    and fused kernels not at all. collectives: see parallel.collectives.Collective. unknown_loops: loops that
-    state no number of rounds; what is in them counts once. kernels: the Mosaic kernels and how often the
-    program's source calls each. products: how many matrix products the source has, by the types and the
-    precision that they ask for. seconds: to lower and to compile.
+    peak_bytes is what is held at the worst moment (memory.peak), and where the compiler refuses, what it
+    says that would be used; capacity is what it says there is then. flops: by the compiler, each loop's
+    body once and fused kernels not at all. collectives: see parallel.collectives.Collective. unknown_loops:
+    loops that state no number of rounds; what is in them counts once. instructions: how many the compiled
+    program has, each loop's body once. kernels: the Mosaic kernels and how often the program's source calls
+    each. products: how many matrix products the source has, by the types and the precision that they ask
+    for. seconds: to lower and to compile.
     """
 
     fits: bool
@@ -47,6 +48,7 @@ class Compiled:
     flops: float | None
     collectives: list[dict[str, Any]]
     unknown_loops: int
+    instructions: int | None
     kernels: dict[str, int]
     products: dict[str, int]
     seconds: dict[str, float]
@@ -119,6 +121,7 @@ def compile_for(lowered: jax.stages.Lowered, seconds: float, per_slice: int = 0)
             flops=None,
             collectives=[],
             unknown_loops=0,
+            instructions=None,
             kernels=kernels,
             products=products(source),
             seconds={"lower": seconds, "compile": time.monotonic() - began},
@@ -142,6 +145,7 @@ def compile_for(lowered: jax.stages.Lowered, seconds: float, per_slice: int = 0)
         flops=float(cost["flops"]) if "flops" in cost else None,
         collectives=[dataclasses.asdict(row) for row in collectives(program, per_slice)],
         unknown_loops=hlo.runs(program)[1],
+        instructions=sum(map(len, program.computations.values())),
         kernels=kernels,
         products=products(source),
         seconds={"lower": seconds, "compile": took},
