@@ -159,8 +159,9 @@ def plan(
         layer += _dropped(config, tokens, item, mesh["tensor"])
     accumulated = 2 if micro < batch_size and not tpu else 1
     cast = held.narrowed if accumulated == 2 else 0
-    # Where time is cut the TPU's compiler keeps all weights as cast, in another order.
-    cast += held.parameters * item // 4 if tpu and mesh["sequence"] > 1 else 0
+    # Where time or heads are cut the TPU's compiler keeps weights a second time, in another order, as cast.
+    if tpu and (mesh["sequence"] > 1 or mesh["tensor"] > 1):
+        cast += (held.parameters + held.frozen) * item // 4
     work = batch_size * length * (flops.per_token(config, length, lora) + _recomputed(config, length, lora))
     peak = flops.peak(kind)
     return Plan(
