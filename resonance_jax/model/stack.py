@@ -109,9 +109,7 @@ def run_stack(
         return _remat(config, body, alone=group.repeats == 1 and config.n_layers > 1)
 
     layer_keys = None if key is None else jax.random.split(key, config.n_layers)
-    # Where time is cut the compiler copies all weights in another order anyway, better cast than not.
-    axes = automatic_axes(x)
-    numbered = cache is not None or (axes and axes.get("sequence", 1) == 1)
+    numbered = cache is not None or automatic_axes(x)
     indices = jnp.arange(config.n_layers, dtype=jnp.int32) if numbered else None
     stacked = (layers, layer_keys, indices)
     carry = (x, cache)
