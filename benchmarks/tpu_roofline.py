@@ -104,8 +104,9 @@ included, at the chip's published dense peak. *ICI*, *DCN*: the bytes that the c
 collectives give a chip, between chips of a slice and between slices, and how long they take at the
 published bandwidth, one way; of ICI over those of a chip's links that the slice uses. *MFU at most*: the
 model's FLOPs, without recomputation, over the peak for as long as the longest of the three takes, which
-supposes that it hides the other two; the column after it supposes that nothing hides anything. A real step
-is slower than both suppose: products do not reach the peak.
+supposes that it hides the other two; the column after it supposes that nothing hides anything. An
+all-reduce counts once, though its bytes travel twice. A real step is slower than both suppose: products do
+not reach the peak.
 
 """
 
