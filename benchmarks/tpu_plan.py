@@ -26,7 +26,8 @@ WITHIN = 0.10
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """shape: of model.PRESETS. lora: adapters or all parameters. slice: of TPUs. mesh: sizes by axis."""
+    """shape: of model.PRESETS. lora: adapters or all parameters. slice: of TPUs. mesh: sizes by axis. slices:
+    how many such slices, over which the axis data goes."""
 
     shape: str
     lora: bool
@@ -36,6 +37,7 @@ class Setting:
     rows: int = 64
     micro: int = 0
     remat: str = "full"
+    slices: int = 1
 
     @property
     def name(self):
@@ -48,6 +50,7 @@ class Setting:
             str(self.length),
         ]
         parts += [f"micro{self.micro}"] * (self.micro > 0) + [f"remat-{self.remat}"] * (self.remat != "full")
+        parts += [f"slices{self.slices}"] * (self.slices > 1)
         return "_".join(parts)
 
 
@@ -102,7 +105,7 @@ def compiled(setting):
     from resonance_jax.train.batches import micro_rows
     from resonance_jax.train.compiled_step import compile_step
 
-    devices = absent_devices(setting.slice)
+    devices = absent_devices(setting.slice, setting.slices)
     mesh = make_mesh(devices=devices, **setting.mesh)
     config = decoder(setting)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -129,6 +132,23 @@ def decoder(setting):
     from resonance_jax import model
 
     return model.PRESETS[setting.shape].replace(dtype="bfloat16", remat=setting.remat)
+
+
+def compile_missing(settings, seconds, say):
+    """Compile those of the settings that are not there, and begin none after so many seconds."""
+    from resonance_jax.parallel.topology import NEEDS, has_compiler, without_a_tpu
+
+    if not has_compiler():
+        print(f"nothing is compiled: {NEEDS}")
+        return
+    without_a_tpu()
+    began = time.monotonic()
+    for setting in settings:
+        if time.monotonic() - began > seconds:
+            break
+        if not (FOLDER / f"{setting.name}.json").exists():
+            compiled(setting)
+            print(setting.name, say(setting), flush=True)
 
 
 def planned(setting):
@@ -186,19 +206,8 @@ def main():
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
     arguments = parser.parse_args()
-    from resonance_jax.parallel.topology import NEEDS, has_compiler, without_a_tpu
-
-    if not arguments.table and not has_compiler():
-        print(f"nothing is compiled: {NEEDS}")
-    elif not arguments.table:
-        without_a_tpu()
-        began = time.monotonic()
-        for setting in HELD_OUT if arguments.held_out else FITTED:
-            if time.monotonic() - began > arguments.seconds:
-                break
-            if not (FOLDER / f"{setting.name}.json").exists():
-                compiled(setting)
-                print(setting.name, row(setting), flush=True)
+    if not arguments.table:
+        compile_missing(HELD_OUT if arguments.held_out else FITTED, arguments.seconds, row)
     rows = table()
     print(f"{len(rows)} of {len(FITTED) + len(HELD_OUT)} settings were compiled: {Path(FOLDER)}/plan.md")
     return 0

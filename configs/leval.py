@@ -24,7 +24,7 @@ from resonance_jax.settings.precision import Precision
 class Config:
     """Score one checkpoint under one encoding; resumable question by question."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+    ADDED: ClassVar[tuple[str, ...]] = ("precision", "tensor")
 
     checkpoint: str = ""
     """A Hugging Face directory, a GGUF file, or the name of a packaged checkpoint (smollm2-135m)."""
@@ -75,6 +75,9 @@ class Config:
     float32."""
     precision: Precision = "auto"
     """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 if --dtype is."""
+    tensor: int = 0
+    """0: one device. Otherwise all devices, of all processes if there are several: so many of them cut heads,
+    MLP and vocabulary (-1: all), the others share the prompts of a batch."""
     run_dir: str | None = None
     """Where results go; default runs/leval-<hash of this config>."""
 

@@ -22,7 +22,7 @@ from resonance_jax.settings.precision import Precision
 class Config:
     """Passkey retrieval by depth and length, a grid per encoding; resumable cell by cell."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+    ADDED: ClassVar[tuple[str, ...]] = ("precision", "tensor")
 
     checkpoints: tuple[str, ...] = ()
     """Each PATH or NAME=PATH: a Hugging Face directory, a GGUF file, or the name of a packaged checkpoint
@@ -54,6 +54,9 @@ class Config:
     float32."""
     precision: Precision = "auto"
     """How exactly a TPU or GPU multiplies float32 numbers, by JAX's names; auto: float32 where --dtype is."""
+    tensor: int = 0
+    """0: one device. Otherwise all devices, of all processes if there are several: so many of them cut heads,
+    MLP and vocabulary (-1: all), the others share the prompts of a batch."""
     seed: int = 0
     """Seed of the keys."""
     seeds: tuple[int, ...] = ()

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 from configs.leval import PRESETS, Config, Score
 from resonance_jax.command import (
+    decoding_mesh,
     device_line,
     keep_result,
     kept_result,
     main,
-    open_run,
+    open_run_of_first,
+    together,
     use_precision,
     with_chosen_dtype,
 )
@@ -29,6 +31,8 @@ from resonance_jax.command.bounds import check_at_least, check_some
 from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from resonance_jax.data.leval import Question
     from resonance_jax.digest import Identity
     from resonance_jax.evaluate.leval_asking import Answer, Asker, Prompt
@@ -43,13 +47,21 @@ def run(config: Config | Score) -> int:
     if isinstance(config, Score):
         return score(config)
     _check(config)
+    with together():
+        return ask(config)
+
+
+def ask(config: Config) -> int:
+    """Ask and print, with the other processes of the mesh if there are any."""
+    from resonance_jax.parallel.distributed import of_first
+
     config = with_chosen_dtype(config)
     use_precision(config.precision, config.dtype)
-    study = Study(config)
-    folder = open_run("leval", config)
+    mesh, study = decoding_mesh(config.tensor), Study(config)
+    folder = open_run_of_first("leval", config)
     identity = study.identity(config.tasks)
     path = folder / "leval.json"
-    result = kept_result(path, identity) or study.result(folder, identity)
+    result = of_first(lambda: kept_result(path, identity)) or study.result(folder, identity, mesh)
     show(result)
     print(f"{folder}/table.csv  {folder}/predictions/")
     return 3 if result["left_out"] else 0
@@ -177,15 +189,18 @@ class Study:
             "precision": default_precision(),
         }
 
-    def result(self, folder: Path, identity: Identity) -> dict:
+    def result(self, folder: Path, identity: Identity, mesh: Mesh | None) -> dict:
         """Ask every question that has no answer of these inputs yet, and write down the scores."""
         from resonance_jax import interop, rope
         from resonance_jax.command.checkpoints import scale_note
         from resonance_jax.evaluate.leval_asking import Asker
+        from resonance_jax.parallel.distributed import of_first
 
         c, spec = self.config, self.spec
         longest = max(prompt.longest for part in self.prompts.values() for prompt in part)
-        print(f"{device_line(c.dtype, longest, self.checkpoint.config.head_dim)}\nencoding: {spec.title}")
+        devices = 1 if mesh is None else mesh.size
+        line = device_line(c.dtype, longest, self.checkpoint.config.head_dim, devices=devices)
+        print(f"{line}\nencoding: {spec.title}")
         source = "as asked" if c.length else "as needed"
         print(
             f"length: {self.length:,} positions, {source} (the longest prompt has {longest:,} tokens, "
@@ -194,9 +209,9 @@ class Study:
         if note := scale_note(spec, self.checkpoint.rope, c.scale, self.length):
             print(f"{spec.title}: {note}")
         table = rope.frequencies(spec, length=self.length)
-        write_json(folder / "encodings.json", [rope.to_record(table, spec)])
+        of_first(lambda: write_json(folder / "encodings.json", [rope.to_record(table, spec)]))
         asker = Asker(
-            interop.load_hf(self.checkpoint.path, dtype=c.dtype),
+            interop.load_hf(self.checkpoint.path, dtype=c.dtype, mesh=mesh),
             self.tokenizer,
             spec,
             self.length,
@@ -206,7 +221,7 @@ class Study:
             c.batch_size,
         )
         results = [self._task(task, asker, folder) for task in c.tasks if self.prompts[task]]
-        return write_results(folder, self, results, identity)
+        return of_first(lambda: write_results(folder, self, results, identity))
 
     def _shown(self, question: Question) -> str:
         """A question's prompt for people: its document is replaced by its size."""

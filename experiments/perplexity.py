@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.perplexity import PRESETS, Config
-from resonance_jax.command import device_line, keep_result, kept_result, main, open_run, use_precision
+from resonance_jax.command import (
+    device_line,
+    keep_result,
+    kept_result,
+    main,
+    open_run,
+    open_run_of_first,
+    together,
+    use_precision,
+)
 from resonance_jax.digest import folder_name
 from resonance_jax.files import write_json, write_text
 
@@ -29,16 +38,26 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> int:
     """Score what is missing, then print the tables; 3 where documents had to be left out."""
+    _check(config)
+    if config.compile is not None:
+        return compile_ahead(config)
+    with together():
+        return score(config)
+
+
+def score(config: Config) -> int:
+    """Score and print, with the other processes of the mesh if there are any."""
+    from jax import process_count
+
     from resonance_jax.command.checkpoints import named_checkpoints
     from resonance_jax.report.perplexity import table
     from resonance_jax.report.tables import print_table
 
-    _check(config)
-    if config.compile is not None:
-        return compile_ahead(config)
+    if process_count() > 1 and config.parallel != "mesh":
+        raise ValueError("several processes score over a mesh that spans them; give --parallel mesh.")
     use_precision(config.precision, config.dtype)
     study = Study(config, named_checkpoints(config.checkpoints))
-    folder = open_run("perplexity", config)
+    folder = open_run_of_first("perplexity", config)
     result = study.result(folder)
     lengths = result["table_lengths"]
     for corpus, part in result["corpora"].items():
@@ -192,11 +211,13 @@ class Study:
 
     def result(self, folder: Path) -> dict:
         """The figures of perplexity.json, computed where there are none of these inputs."""
+        from resonance_jax.parallel.distributed import of_first
+
         identity = self.identity()
-        path = folder / "perplexity.json"
-        return kept_result(path, identity) or write_results(
-            folder, self.config, *self._scores(folder), identity
-        )
+        if kept := of_first(lambda: kept_result(folder / "perplexity.json", identity)):
+            return kept
+        scores = self._scores(folder)
+        return of_first(lambda: write_results(folder, self.config, *scores, identity))
 
     def _scores(self, folder: Path) -> tuple[Results, dict[str, rope.Specs]]:
         """Every checkpoint under its encodings on every corpus."""
@@ -208,7 +229,7 @@ class Study:
 
         c = self.config
         mesh = make_mesh(**dataclasses.asdict(c.mesh)) if c.parallel == "mesh" else None
-        devices = jax.local_device_count() if c.parallel != "none" else 1
+        devices = {"none": 1, "pmap": jax.local_device_count(), "mesh": jax.device_count()}[c.parallel]
         head_dim = next(iter(self.checkpoints.values())).config.head_dim
         print(device_line(c.dtype, max(c.lengths), head_dim, devices=devices))
         results: Results = {corpus: {} for corpus in c.corpora}

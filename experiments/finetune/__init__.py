@@ -23,10 +23,10 @@ from resonance_jax.command import (
     device_line,
     keep_result,
     kept_result,
-    leave_on_signals,
     local_part,
-    open_run,
+    open_run_of_first,
     remember,
+    together,
     use_every_core,
     use_precision,
 )
@@ -54,21 +54,23 @@ def run(config: Config) -> int:
         return search_plan(config, training) if config.plan == "auto" else show_plan(config)
     if config.seeds:
         return run_seeds(config, run)
+    with together() as process:
+        return fine_tune(config, process)
+
+
+def fine_tune(config: Config, process: int) -> int:
+    """Fine-tune and print what came of it; process: the number of this one."""
     from resonance_jax import data
     from resonance_jax.parallel import distributed
     from resonance_jax.parallel.mesh_for_rows import training_mesh
     from resonance_jax.train.batches import check_rows
 
-    process = distributed.start()
-    leave_on_signals()  # joining the other processes may have put another handler there
     use_precision(config.precision, config.dtype)
     inputs = gather(config)
     mesh = training_mesh(config.mesh, config.batch_size)
     check_rows(config.batch_size, training(config, mesh).micro, mesh)
-    with distributed.first_process_first():
-        if process == 0:
-            check_resume(config)
-        folder = open_run("finetune", identity(config))
+    distributed.of_first(lambda: check_resume(config))
+    folder = open_run_of_first("finetune", identity(config))
     say = print if process == 0 else lambda *_: None
     local = local_part("finetune", identity(config), folder)
     with distributed.first_process_first():

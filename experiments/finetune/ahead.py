@@ -141,7 +141,8 @@ def compile_ahead(config: Config, training: MakeTraining) -> int:
     sizes = sizes_for_rows(config.mesh, len(devices), config.batch_size)
     shape, how, compile_it = step(config, devices, sizes, training)
     lora = config.adapters if config.lora else None
-    made = plan.plan(shape, sizes, config.batch_size, config.length, how.micro, lora)
+    chip = plan.chip(chip_of(config.compile)) if chip_of(config.compile) in plan.CHIPS else ("TPU", None)
+    made = plan.plan(shape, sizes, config.batch_size, config.length, how.micro, lora, chip)
     folder = open_run("finetune", identity(config))
     print(
         f"{config.slices} x {config.compile}: {len(devices)} x {devices[0].device_kind}, "

@@ -46,7 +46,7 @@ class Base:
         inputs, config = self.inputs, self.inputs.config
         if (checkpoint := inputs.checkpoint) is not None:
             return {
-                "weights": distributed.digest_of_first(checkpoint.weights_digest),
+                "weights": distributed.of_first(checkpoint.weights_digest),
                 "decoder": checkpoint.config.to_dict(),
                 "encoding": checkpoint.rope.to_dict(),
             }

@@ -11,25 +11,42 @@ from __future__ import annotations
 import dataclasses
 
 from configs.passkey import Config
-from resonance_jax.command import kept_result, open_run, use_every_core, use_precision, with_chosen_dtype
+from resonance_jax.command import (
+    decoding_mesh,
+    kept_result,
+    open_run_of_first,
+    together,
+    use_every_core,
+    use_precision,
+    with_chosen_dtype,
+)
 from resonance_jax.command.bounds import check_at_least, check_some
 
 
 def run(config: Config) -> int:
     """Ask what is missing, then print the table; 3: a model is left out because its training diverged."""
-    from experiments.passkey.study import Checkpoints
-    from experiments.passkey.trained import Trained
-    from resonance_jax.report.tables import print_table
-
     _check(config)
     use_every_core()
+    with together():
+        return ask(config)
+
+
+def ask(config: Config) -> int:
+    """Ask and print, with the other processes of the mesh if there are any."""
+    from experiments.passkey.study import Checkpoints
+    from experiments.passkey.trained import Trained
+    from resonance_jax.parallel.distributed import of_first
+    from resonance_jax.report.tables import print_table
+
     # Models that are trained here are in float32.
     config = with_chosen_dtype(config) if config.checkpoints else dataclasses.replace(config, dtype="float32")
     use_precision(config.precision, config.dtype)
-    study = Checkpoints(config) if config.checkpoints else Trained(config)
-    folder = open_run("passkey", config)
+    mesh = decoding_mesh(config.tensor)
+    study = Checkpoints(config, mesh) if config.checkpoints else Trained(config)
+    folder = open_run_of_first("passkey", config)
     identity = study.identity()
-    result = kept_result(folder / "passkey.json", identity) or study.result(folder, identity)
+    kept = of_first(lambda: kept_result(folder / "passkey.json", identity))
+    result = kept or study.result(folder, identity)
     print_table(result["table"], heading(config))
     if gaps := result.get("differences"):  # results of earlier versions have none
         print_table(gaps, "Differences in keys found (points), paired by model")
@@ -57,6 +74,8 @@ def _check(config: Config) -> None:
         raise ValueError(f"--depths must be at most 1, got {max(config.depths)}.")
     if config.checkpoints:
         return
+    if config.tensor:
+        raise ValueError("models trained here lie on one device each; --tensor goes with --checkpoints.")
     if not config.seeds:
         raise ValueError("give --checkpoints PATH, or take the preset cpu, which trains small models.")
     check_some(config, "stages")

@@ -12,6 +12,8 @@ from resonance_jax.command import device_line, keep_result
 from resonance_jax.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from resonance_jax import data, rope
     from resonance_jax.digest import Identity
     from resonance_jax.interop import Checkpoint
@@ -97,6 +99,7 @@ class Study:
         from resonance_jax import report, rope
         from resonance_jax.evaluate import passkey
         from resonance_jax.evaluate.journal import Journal
+        from resonance_jax.parallel.distributed import of_first
 
         began, config = time.monotonic(), self.config
         longest = max(config.lengths)
@@ -106,7 +109,7 @@ class Study:
             label: rope.to_record(rope.frequencies(spec, length=longest), spec)
             for label, spec in self.specs().items()
         }
-        write_json(folder / "encodings.json", records)
+        of_first(lambda: write_json(folder / "encodings.json", records))
         journal = Journal(folder / "cells.jsonl", identity)
         wanted = [
             (label, model, *cell)
@@ -133,7 +136,8 @@ class Study:
         cells = [by_place[place] for place in wanted if place in by_place]
         if not cells:
             raise ValueError(f"no model could be asked. {' '.join(self.remarks)}")
-        return write_results(folder, config, cells, self.remarks, time.monotonic() - began, identity)
+        seconds = time.monotonic() - began
+        return of_first(lambda: write_results(folder, config, cells, self.remarks, seconds, identity))
 
 
 def _place(cell: ModelCell) -> Place:
@@ -143,10 +147,11 @@ def _place(cell: ModelCell) -> Place:
 class Checkpoints(Study):
     """Every checkpoint under each of its encodings, read by its own tokenizer."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, mesh: Mesh | None = None):
         from resonance_jax.command.checkpoints import encodings_of, named_checkpoints, tokenizer_of
 
         super().__init__(config)
+        self.mesh = mesh
         self.checkpoints = named_checkpoints(config.checkpoints)
         reach, asked = max(config.lengths), {"scale": config.scale, "train_length": config.train_length}
         self.encodings = {
@@ -186,7 +191,7 @@ class Checkpoints(Study):
         for name, checkpoint in self.checkpoints.items():
             if name not in needed:
                 continue
-            lm = interop.load_hf(checkpoint.path, dtype=self.config.dtype)
+            lm = interop.load_hf(checkpoint.path, dtype=self.config.dtype, mesh=self.mesh)
             for label, spec in self.encodings[name].items():
                 if note := scale_note(spec, checkpoint.rope, self.config.scale, max(self.config.lengths)):
                     print(f"{label}: {note}")

@@ -10,9 +10,11 @@ from resonance_jax.command.options import option_words, options_of, stated_optio
 from resonance_jax.command.precision import use_precision
 from resonance_jax.command.result_file import keep_result, kept_result
 from resonance_jax.command.run_folder import default_folder, local_part, open_run, remember, stated_config
+from resonance_jax.command.several_processes import decoding_mesh, open_run_of_first, together
 from resonance_jax.command.signals import leave_on_signals
 
 __all__ = [
+    "decoding_mesh",
     "default_folder",
     "device_line",
     "guarded",
@@ -22,12 +24,14 @@ __all__ = [
     "local_part",
     "main",
     "open_run",
+    "open_run_of_first",
     "option_words",
     "options_of",
     "remember",
     "run_command",
     "stated_config",
     "stated_options",
+    "together",
     "use_every_core",
     "use_precision",
     "with_chosen_dtype",

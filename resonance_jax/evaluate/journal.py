@@ -11,8 +11,11 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax
+
 from resonance_jax.digest import Identity, of_json
 from resonance_jax.files import atomic
+from resonance_jax.parallel import distributed
 
 Record = Mapping[str, object]
 """One line: a JSON object."""
@@ -24,7 +27,8 @@ MADE_BY, CHECK = "made_by", "crc32"
 class Journal:
     """The records of a .jsonl file that one identity made, appended and on disk when `append` returns.
 
-    A last line that a kill cut off is dropped when the file is opened; `records` holds the others.
+    A last line that a kill cut off is dropped when the file is opened; `records` holds the others. Of several
+    processes the first one reads and writes the file, and all have its records.
 
     Args:
         path: the file; its folder is made.
@@ -34,14 +38,18 @@ class Journal:
     def __init__(self, path: str | Path, identity: Identity) -> None:
         self.path = Path(path)
         self._made_by = of_json(identity)
+        self.records: list[Record] = distributed.of_first(self._read)
+
+    def _read(self) -> list[Record]:
+        """The records of this identity; the file then holds nothing else."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         lines = content[:whole].splitlines()
         read = [_record(line) for line in dict.fromkeys(lines)]  # a line that is there twice counts once
-        self.records: list[Record] = [r for r in read if r is not None and r[MADE_BY] == self._made_by]
+        own = [r for r in read if r is not None and r[MADE_BY] == self._made_by]
         others = [r for r in read if r is not None and r[MADE_BY] != self._made_by]
-        damaged = len(read) - len(self.records) - len(others)
+        damaged = len(read) - len(own) - len(others)
         if damaged:
             warnings.warn(f"{self.path}: {damaged} damaged line(s) dropped; their items are done again.")
         for other in {str(r[MADE_BY]) for r in others}:
@@ -51,8 +59,9 @@ class Journal:
                 f"changed); they are kept in {aside.name}, and everything is done anew."
             )
             _write(aside, [r for r in others if r[MADE_BY] == other])
-        if len(self.records) < len(lines) or whole < len(content):
-            _write(self.path, self.records)
+        if len(own) < len(lines) or whole < len(content):
+            _write(self.path, own)
+        return own
 
     def append(self, record: Record) -> None:
         """Add one record."""
@@ -61,10 +70,11 @@ class Journal:
     def extend(self, records: Iterable[Record]) -> None:
         """Add records in one write: a kill keeps the first of them or all."""
         made = [_sealed({**record, MADE_BY: self._made_by}) for record in records]
-        with self.path.open("ab") as file:
-            file.write(_lines(made))
-            file.flush()
-            os.fsync(file.fileno())
+        if jax.process_index() == 0:
+            with self.path.open("ab") as file:
+                file.write(_lines(made))
+                file.flush()
+                os.fsync(file.fileno())
         self.records += made
 
 

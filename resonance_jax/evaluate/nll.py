@@ -12,7 +12,7 @@ from resonance_jax import rope
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder import Decoder, Params, head, hidden_states
 from resonance_jax.model.loss import linear_cross_entropy
-from resonance_jax.parallel.mesh import automatic_axes, sharding
+from resonance_jax.parallel.mesh import automatic_axes, placed, sharding
 from resonance_jax.parallel.pmap import over_devices
 
 TOKENS_PER_BATCH = 8192
@@ -47,12 +47,13 @@ def token_nll(
 ) -> Float[Array, "B T-1"]:
     """NLL in nats of every token but a row's first; compiled once per shape.
 
-    On a mesh the rows lie along its data axes, where these divide them.
+    On a mesh the rows lie along its data axes, where these divide them. One that spans processes is given the
+    same tokens by each of them.
     """
-    tokens = jnp.asarray(tokens, jnp.int32)
     if lm.mesh is not None:
-        tokens = jax.device_put(tokens, sharding(lm.mesh, ("batch", None), tokens.shape))
-    return _nll(lm.config, lm.params, tokens, freqs)
+        host = np.asarray(tokens, np.int32)
+        tokens = placed(host, sharding(lm.mesh, ("batch", None), host.shape))
+    return _nll(lm.config, lm.params, jnp.asarray(tokens, jnp.int32), freqs)
 
 
 def token_nll_by_pmap(

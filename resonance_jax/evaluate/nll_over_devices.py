@@ -11,6 +11,7 @@ from resonance_jax.evaluate.nll import TOKENS_PER_BATCH, token_nll, token_nll_by
 from resonance_jax.evaluate.window_batches import Cuts, WindowBatch, batches
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.parameters import shardings
+from resonance_jax.parallel.gather import gathered
 from resonance_jax.parallel.mesh_for_rows import same_parts, time_instead_of_rows
 from resonance_jax.parallel.pmap import replicate
 
@@ -19,7 +20,8 @@ class NllOverDevices:
     """Scores windows with a decoder on one device, on its mesh, or by pmap.
 
     The weights are put where they are needed here, once. On a mesh the devices of the axis `data` share the
-    windows of a batch, and cut the time of what is left over.
+    windows of a batch, and cut the time of what is left over. A mesh may span processes: each of them has all
+    windows then, and is given all figures.
 
     Args:
         lm: the decoder.
@@ -59,7 +61,7 @@ class NllOverDevices:
                 ids = windows[batch.windows[min(row, len(batch.windows) - 1)]]
                 tokens[row, : len(ids)] = ids
             score = token_nll_by_pmap if self.pmap else token_nll
-            yield batch, np.asarray(score(self._cut(batch.time), tokens, freqs))
+            yield batch, gathered(score(self._cut(batch.time), tokens, freqs))
 
     def _cut(self, time: int) -> Decoder:
         """The decoder on the mesh in which so many devices of `data` cut time."""

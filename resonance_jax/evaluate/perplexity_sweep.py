@@ -4,6 +4,7 @@ evaluate.perplexity_protocols says what the named protocols score, evaluate.perp
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -19,6 +20,7 @@ from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.model.decoder import Decoder
 from resonance_jax.model.digest import weights_digest
 from resonance_jax.model.lowering import default_precision
+from resonance_jax.parallel import distributed
 
 Documents = Iterable[Integer[np.ndarray, "_"]]
 """Token ids of each document, without special tokens."""
@@ -105,7 +107,8 @@ def sweep(
         lengths: positions of a window, BOS included.
         protocol, stride, bos_id, truncate, groups, pmap: as for `perplexity`.
         progress: called with the documents done and all documents.
-        store: keeps every finished document; one that it has is not computed again.
+        store: keeps every finished document; one that it has is not computed again. Of several processes the
+            first one's is asked and written to.
 
     Raises:
         ValueError: as `perplexity` does.
@@ -132,17 +135,14 @@ def sweep(
     for start in range(0, len(kept), together):
         part = by_size[start : start + together]
         identities = [{**(made_by or {}), **document.identity()} for document in part]
-        stored = [
-            None if store is None else store.get(document.index, identity)
-            for document, identity in zip(part, identities, strict=True)
-        ]
+        stored = distributed.of_first(functools.partial(_stored, store, part, identities))
         known = [result for result in stored if result is not None]
         if len(known) < len(part):
             known = [{} for _ in part]
             for freqs, some in zip(tables, passes, strict=True):
                 for mine, more in zip(known, _score(over, part, freqs, some, how), strict=True):
                     mine.update(more)
-            if store is not None:
+            if store is not None and jax.process_index() == 0:
                 for document, identity, result in zip(part, identities, known, strict=True):
                     if all(each.finite for each in result.values()):
                         store.put(document.index, identity, result)
@@ -151,6 +151,16 @@ def sweep(
             progress(len(results), len(kept))
     ordered = [results[document.index] for document in kept]
     return {length: merge([result[length] for result in ordered]) for length in lengths}
+
+
+def _stored(
+    store: Store | None, documents: Sequence[_Document], identities: Sequence[Identity]
+) -> list[dict[int, Perplexity] | None]:
+    """What the store has of some documents, None for each that it has not."""
+    return [
+        None if store is None else store.get(document.index, identity)
+        for document, identity in zip(documents, identities, strict=True)
+    ]
 
 
 def _told(tables: rope.Tables) -> list[object]:

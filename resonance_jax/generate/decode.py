@@ -19,7 +19,8 @@ from resonance_jax.generate.stopping import Reason, Row
 from resonance_jax.model import Decoder, DecoderConfig, hidden_states
 from resonance_jax.model.cached_attention import Prefix
 from resonance_jax.model.decoder import Weights, logits
-from resonance_jax.parallel.mesh import sharding
+from resonance_jax.parallel.gather import gathered
+from resonance_jax.parallel.mesh import placed, sharding
 
 CHUNK = 64
 """Tokens per row that the device makes before the host looks at them."""
@@ -85,7 +86,8 @@ def generate(
     The prompts are one batch, and programs are compiled per `bucket`. What a row generates depends on its own
     prompt alone; when sampling also on the key, its index and the number of the token. Tokens that all
     prompts begin with go through the decoder once and are held once (generate.share); sums are then added up
-    in another order, so that a token may differ where two are equally likely to float32's precision.
+    in another order, so that a token may differ where two are equally likely to float32's precision. On a
+    mesh that spans processes each of them gives the same prompts, and has the whole result.
 
     Args:
         lm: the decoder.
@@ -124,13 +126,13 @@ def generate(
     tokens, lengths, capacity = _padded(rows, max_new_tokens)
     eos = np.asarray(ids, np.int32)
     if lm.mesh is not None:
-        tokens = jax.device_put(tokens, sharding(lm.mesh, ("batch", None), tokens.shape))
+        tokens = placed(tokens, sharding(lm.mesh, ("batch", None), tokens.shape))
     params = lm.params
     ends = [Row(eos, stops, decode, max_new_tokens) for _ in rows]
     before = None if shared is None else shared.cache
     last, cache = _start(lm.config, params, tokens, lengths, freqs, before, capacity, sampling)
     cache, prefix = dataclasses.replace(cache, prefix=None), cache.prefix
-    new, made = np.asarray(last)[:, None], 1
+    new, made = gathered(last)[:, None], 1
     while True:
         for end, row in zip(ends, new, strict=True):
             end.take(row)
@@ -140,7 +142,7 @@ def generate(
         steps = min(CHUNK_WITH_STOPS if stops else CHUNK, max_new_tokens - made)
         state = (cache, prefix, last, done, eos, made, steps, sampling)
         last, cache, new, count = _continue(lm.config, params, *state)
-        new = np.asarray(new)[:, : int(count)]
+        new = gathered(new)[:, : int(gathered(count))]
         made += new.shape[1]
     return Generation(
         tokens=tuple(np.asarray(end.tokens, np.int32) for end in ends),

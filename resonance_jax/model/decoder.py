@@ -22,8 +22,9 @@ from resonance_jax import rope
 from resonance_jax.model import layer_types, parameters
 from resonance_jax.model.cache_protocol import Cache
 from resonance_jax.model.config import DecoderConfig
-from resonance_jax.model.decoder_layer import ACTIVATIONS, product, rms_norm
+from resonance_jax.model.decoder_layer import ACTIVATIONS, rms_norm
 from resonance_jax.model.dropout import dropout, split
+from resonance_jax.model.linear import product
 from resonance_jax.model.lora import AdaptedParams
 from resonance_jax.model.parameters import Params
 from resonance_jax.model.stack import run_stack, turns

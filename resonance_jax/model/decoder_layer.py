@@ -1,5 +1,6 @@
-"""One layer of the decoder: norm, attention, norm, MLP, and the products that they are made of."""
+"""One layer of the decoder: norm, attention, norm, MLP."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -8,21 +9,25 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from resonance_jax import rope
 from resonance_jax.model.cache_protocol import Attend
 from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.dropout import dropout, split
+from resonance_jax.model.gated_mlp import gated, gated_mlp
 from resonance_jax.model.layer_types import LayerType
+from resonance_jax.model.linear import dense
 from resonance_jax.model.lora import Adapted
-from resonance_jax.model.parameters import GATED
+from resonance_jax.model.parameters import GATED, declare
 from resonance_jax.model.sequence import attention
-from resonance_jax.parallel.mesh import automatic_axes, constrain
+from resonance_jax.parallel.gathered_weight import gathered_weight
+from resonance_jax.parallel.mesh import constrain
 
 ACTIVATIONS = ("batch", "time", None)
 """Logical axes of the residual stream [B, T, D]."""
+RECOMPUTED = ("attention", "full")
+"""Settings of remat under which nothing inside the MLP is kept for the gradient."""
 Tap: TypeAlias = Callable[[str, Float[Array, "B T *rest"]], Float[Array, "B T *rest"]]
 """tap(name, value) -> value: sees, and may replace, a value inside a layer."""
 
@@ -48,39 +53,6 @@ def rms_norm(
         return (normed * factor.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
     # HF's order: back to the activations' dtype before the scale.
     return normed.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
-
-
-def product(
-    x: Float[Array, "*rows I"], weight: Float[Array, "I O"], dtype: DTypeLike | None = None
-) -> Float[Array, "*rows O"]:
-    """x @ weight in x's dtype, through one tall 2-D product (a fifth faster on CPU).
-
-    Args:
-        x: any rows.
-        weight: cast to x's dtype.
-        dtype: of the result, and of its sums; default x's.
-    """
-    weight = weight.astype(x.dtype)
-    if automatic_axes(x).get("sequence", 1) > 1:  # flattening rows and time together would gather the time
-        return jnp.einsum("...i,io->...o", x, weight, preferred_element_type=dtype)
-    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype)
-    return flat.reshape(*x.shape[:-1], weight.shape[-1])
-
-
-def dense(
-    x: Float[Array, "*rows I"], weight: Float[Array, "I O"] | Adapted, key: Key[Array, ""] | None = None
-) -> Float[Array, "*rows O"]:
-    """x through a weight and its adapter, if it has one.
-
-    Args:
-        x: any rows.
-        weight: [I, O], with an adapter or without.
-        key: for the adapter's dropout, in training.
-    """
-    if not isinstance(weight, Adapted):
-        return product(x, weight)
-    low = product(dropout(x, weight.dropout, key), weight.a)
-    return product(x, weight.weight) + product(low, weight.b) * jnp.asarray(weight.scale, x.dtype)
 
 
 def layer(
@@ -117,13 +89,22 @@ def layer(
     c, kind = config, kind or config.types[0]
     B, T, _ = x.shape
     keys = split(key, 4)
+    # The few tokens that a cache is given travel instead of the weights.
+    whole, declared = attend is None, declare(c)["layers"]
+
+    def weight(name: str) -> Float[Array, "I O"] | Adapted:
+        w, axes = p[name], declared[name].axes[1:]
+        if not whole:
+            return w
+        if isinstance(w, Adapted):
+            return dataclasses.replace(w, weight=gathered_weight(w.weight, axes, x.dtype))
+        return gathered_weight(w, axes, x.dtype)
 
     def linear(name: str, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        weight = p[name]
         own = None
-        if key is not None and isinstance(weight, Adapted):
+        if key is not None and isinstance(p[name], Adapted):
             own = jax.random.fold_in(key, crc32(name.encode()))
-        return dense(x, weight, own)
+        return dense(x, weight(name), own)
 
     def norm(name: str, x: Float[Array, "B T *rest"]) -> Float[Array, "B T *rest"]:
         scale = p[name]
@@ -160,10 +141,14 @@ def layer(
     out = norm("attn_post_norm", out) if c.post_norms else out
     x = constrain(x + dropout(out, c.dropout, keys[1]), ACTIVATIONS)
     h = norm("mlp_norm", x)
-    if c.mlp in GATED:
-        h = (jax.nn.silu if c.mlp == "swiglu" else jax.nn.gelu)(linear("gate", h)) * linear("up", h)
+    weights = [weight(name) for name in ("gate", "up", "down")] if c.mlp in GATED else []
+    plain = [w for w in weights if not isinstance(w, Adapted)]
+    if c.remat in RECOMPUTED and len(plain) == 3:
+        out = gated_mlp(h, plain[0], plain[1], plain[2], c.mlp)
+    elif c.mlp in GATED:
+        out = linear("down", gated(linear("gate", h), linear("up", h), c.mlp))
     else:
-        h = dropout(jax.nn.relu(linear("up", h)), c.dropout, keys[2])
-    out = tap("mlp", linear("down", h))
+        out = linear("down", dropout(jax.nn.relu(linear("up", h)), c.dropout, keys[2]))
+    out = tap("mlp", out)
     out = norm("mlp_post_norm", out) if c.post_norms else out
     return constrain(x + dropout(out, c.dropout, keys[3]), ACTIVATIONS)

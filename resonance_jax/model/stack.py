@@ -17,6 +17,7 @@ from resonance_jax.model.config import DecoderConfig
 from resonance_jax.model.decoder_layer import layer
 from resonance_jax.model.layer_types import Group, LayerType
 from resonance_jax.model.lora import Adapted
+from resonance_jax.parallel.mesh import automatic_axes
 
 Turns: TypeAlias = Mapping[str, tuple[Float[Array, "*rows T pairs"], Float[Array, "*rows T pairs"]]]
 """cos and sin by layer type, of those that use RoPE."""
@@ -80,6 +81,11 @@ def run_stack(
         ) -> tuple[tuple[Float[Array, "B T D"], _Cache | None], None]:
             x, cache = carry
             p, layer_key, index = scanned
+            if cache is None and index is not None:
+                # Adds nothing, which the compiler cannot know: it would cast all layers' weights before the
+                # first micro-batch otherwise, and keep them beside the parameters.
+                nothing = jnp.minimum(index, 0)
+                p = jax.tree.map(lambda w: w + nothing.astype(w.dtype), p)
             if cache is None or index is None:
                 return (layer(config, p, x, cos, sin, segment_ids, layer_key, kind=kind), None), None
             kept = cache
@@ -103,7 +109,8 @@ def run_stack(
         return _remat(config, body, alone=group.repeats == 1 and config.n_layers > 1)
 
     layer_keys = None if key is None else jax.random.split(key, config.n_layers)
-    indices = None if cache is None else jnp.arange(config.n_layers, dtype=jnp.int32)
+    numbered = cache is not None or automatic_axes(x)
+    indices = jnp.arange(config.n_layers, dtype=jnp.int32) if numbered else None
     stacked = (layers, layer_keys, indices)
     carry = (x, cache)
     for group in layer_types.groups(config.types):

@@ -37,6 +37,7 @@ class Compiled:
         flops: by the compiler's count, each loop's body once and fused kernels not at all.
         collectives: see parallel.collectives.Collective.
         unknown_loops: loops that do not state how often they run; what is in them counts once.
+        instructions: how many the compiled program has, each loop's body once; None where it does not fit.
         kernels: how often the program's source calls each Mosaic kernel.
         products: how many matrix products the source has, by the types and precision that they ask for.
         seconds: to lower and to compile.
@@ -53,6 +54,7 @@ class Compiled:
     flops: float | None
     collectives: list[dict[str, Any]]
     unknown_loops: int
+    instructions: int | None
     kernels: dict[str, int]
     products: dict[str, int]
     seconds: dict[str, float]
@@ -125,6 +127,7 @@ def compile_for(lowered: jax.stages.Lowered, seconds: float, per_slice: int = 0)
             flops=None,
             collectives=[],
             unknown_loops=0,
+            instructions=None,
             kernels=kernels,
             products=products(source),
             seconds={"lower": seconds, "compile": time.monotonic() - began},
@@ -148,6 +151,7 @@ def compile_for(lowered: jax.stages.Lowered, seconds: float, per_slice: int = 0)
         flops=float(cost["flops"]) if "flops" in cost else None,
         collectives=[dataclasses.asdict(row) for row in collectives(program, per_slice)],
         unknown_loops=hlo.runs(program)[1],
+        instructions=sum(map(len, program.computations.values())),
         kernels=kernels,
         products=products(source),
         seconds={"lower": seconds, "compile": took},

@@ -116,6 +116,16 @@ def sharding(
     return NamedSharding(mesh, PartitionSpec(*used))
 
 
+def placed(x: Shaped[np.ndarray, "*shape"], where: NamedSharding) -> Shaped[Array, "*shape"]:
+    """What every process holds whole, as an array on a mesh that may span processes.
+
+    Args:
+        x: the same on every process.
+        where: it is to lie.
+    """
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
 def whole_everywhere(like: PyTree[Shaped[ArrayLike, "..."]], mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
     """The shapes of arrays that lie whole on every device of a mesh, which need not be there."""
     where = NamedSharding(mesh, PartitionSpec())

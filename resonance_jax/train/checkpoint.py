@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 
 from resonance_jax.files import AnyPath, as_path, is_remote
 from resonance_jax.model.decoder import Params
+from resonance_jax.parallel import distributed
 from resonance_jax.parallel.memory import readable
 from resonance_jax.train import checksums
 from resonance_jax.train.config import check_whole
@@ -55,6 +56,8 @@ class Checkpoints:
         path = epath.Path(directory)
         # Orbax wants an absolute path; a URL already is one.
         self._path = path = path if is_remote(path) else path.absolute()
+        if not is_remote(path):
+            distributed.check_shared(as_path(path))
         self._saving = 0  # the step that Orbax is writing
         self._manager = ocp.CheckpointManager(
             path,

@@ -16,8 +16,9 @@ from jaxtyping import PyTree
 
 from resonance_jax.model import lora as adapters
 from resonance_jax.model.config import DecoderConfig
+from resonance_jax.model.decoder_layer import RECOMPUTED
 from resonance_jax.model.loss import TILE
-from resonance_jax.model.parameters import declare
+from resonance_jax.model.parameters import GATED, declare
 from resonance_jax.parallel import memory
 from resonance_jax.parallel.mesh import AXES
 from resonance_jax.train import flops
@@ -151,32 +152,36 @@ def plan(
         chip: (device_kind, bytes of memory), as the function `chip` gives it.
         lasting: what `state` gives for this decoder, mesh and lora; None: it is computed.
     """
+    kind, capacity = chip
+    # Elsewhere XLA keeps the new gradients beside the sums, all the MLP's arrays, and frozen weights as cast.
+    tpu = kind.startswith("TPU")
     devices = math.prod(mesh.values())
     shards = mesh["data"] * mesh["fsdp"]
     micro = micro or micro_rows(batch_size, length, shards)
     held = state(config, mesh, lora) if lasting is None else lasting
-    accumulated = 2 if micro < batch_size else 1  # the sum so far beside the new ones
     c, item = config, jnp.dtype(config.dtype).itemsize
     tokens = max(1, micro // shards) * length // mesh["sequence"]
     stream = tokens * c.d_model * item
-    layer = _one_layer(config, tokens, item, mesh)
+    layer = _one_layer(config, tokens, item, mesh, sparing=tpu and lora is None)
     if lora is not None and lora.dropout:
         layer += _dropped(config, tokens, item, mesh["tensor"])
-    # Between micro-batches the compiler keeps what it casts of weights that never change.
+    accumulated = 2 if micro < batch_size and not tpu else 1
     cast = held.narrowed if accumulated == 2 else 0
+    # Where time or heads are cut the TPU's compiler keeps weights a second time, in another order, as cast.
+    if tpu and (mesh["sequence"] > 1 or mesh["tensor"] > 1):
+        cast += (held.parameters + held.frozen) * item // 4
     work = batch_size * length * (flops.per_token(config, length, lora) + _recomputed(config, length, lora))
-    kind, capacity = chip
     peak = flops.peak(kind)
     return Plan(
         title=f"{devices} x {kind}, {batch_size} rows of {length:,}, {micro} at a time, remat {c.remat}",
         bytes={
             "parameters": held.parameters + held.frozen,
             "moments": held.moments,
-            **({"frozen weights, cast": cast} if cast else {}),
+            **({"weights, cast": cast} if cast else {}),
             "gradients": accumulated * held.parameters,
             "residual stream": c.n_layers * _kept(config, tokens, item, mesh["tensor"]),
             PASSING[0]: layer,
-            PASSING[1]: 2 * 4 * TILE + 3 * stream,
+            PASSING[1]: 2 * 4 * TILE + 3 * stream + _head(config, item, mesh),
         },
         flops=work,
         seconds=None if peak is None else work / (devices * peak * EFFICIENCY),
@@ -184,16 +189,23 @@ def plan(
     )
 
 
-def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int]) -> int:
-    """Bytes alive while one layer's gradient is computed, its recomputed activations included."""
+def _one_layer(c: DecoderConfig, tokens: int, item: int, mesh: dict[str, int], sparing: bool) -> int:
+    """Bytes alive while one layer's gradient is computed, its recomputed activations included. sparing: the
+    MLP's arrays are used up one after the other (model.gated_mlp)."""
     tensor, gathered = mesh["tensor"], mesh["sequence"]
     queries, keys = c.n_heads * c.head_dim // tensor, c.n_kv_heads * c.head_dim // tensor
-    activations = 6 * c.d_ff // tensor + 4 * c.d_model + 5 * queries + 4 * gathered * keys
+    wide = 4 if sparing and c.remat in RECOMPUTED and c.mlp in GATED else 6
+    activations = wide * c.d_ff // tensor + 4 * c.d_model + 5 * queries + 4 * gathered * keys
     weights = 0
     if mesh["fsdp"] > 1:  # the layer's weights whole, and their gradient before it is cut
         heads = 2 * c.n_heads + 2 * c.n_kv_heads
         weights = 2 * item * c.d_model * (heads * c.head_dim + 3 * c.d_ff) // tensor
     return tokens * activations * item + weights
+
+
+def _head(c: DecoderConfig, item: int, mesh: dict[str, int]) -> int:
+    """Bytes of the head on a device, gathered, and of its gradient before it is added up over the devices."""
+    return c.d_model * c.vocab_size // mesh["tensor"] * (4 + (item if mesh["fsdp"] > 1 else 0))
 
 
 def _dropped(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
@@ -222,7 +234,11 @@ def _kept(c: DecoderConfig, tokens: int, item: int, tensor: int) -> int:
         return tokens * ((c.d_model + queries) * item + 4 * c.n_heads // tensor)
     wide = {"dots": 2, "none": 5}[c.remat] * c.d_ff // tensor
     narrow = {"dots": 2, "none": 7}[c.remat] * c.d_model
-    return tokens * (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item
+    # Without recomputation the two norms keep what they computed in float32.
+    norms = 2 * 4 * c.d_model if c.remat == "none" and item < 4 else 0
+    return tokens * (
+        (wide + narrow + {"dots": 1, "none": 2}[c.remat] * (queries + keys) + keys) * item + norms
+    )
 
 
 def bytes_of(like: PyTree[jax.ShapeDtypeStruct]) -> int:

@@ -1,7 +1,7 @@
 """One optimizer step as a pure function: loss, gradients in micro-batches, update, metrics."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ IGNORE = -100
 Trained = PyTree[Float[Array, "..."]]
 """What is trained: the decoder's params, or adapters and what is trained whole beside them."""
 
-Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""], Trained]
-"""(summed loss, scored positions, gradient of the sum)."""
+Sums: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
+"""(summed loss, scored positions)."""
 
 ToDecoder = Callable[[Trained], Weights]
 """Makes the decoder's params of what is trained."""
@@ -123,28 +123,37 @@ def gradients(
         ValueError: micro does not divide the rows.
     """
     decoder = decoder or (lambda params: params)
-    value_and_grad = jax.value_and_grad(
-        lambda params, rows, key: summed_loss(config, decoder(params), rows, freqs, key), has_aux=True
-    )
+
+    def loss(params: Trained, rows: Batch, key: Key[Array, ""] | None) -> Sums:
+        return summed_loss(config, decoder(params), rows, freqs, key)
+
     rows = batch["tokens"].shape[0]
     if micro in (0, rows):
-        (total, count), grads = value_and_grad(params, batch, key)
-    else:
-        if rows % micro:
-            raise ValueError(f"a batch of {rows} rows cannot be cut in micro-batches of {micro}.")
-        cut = lambda x: x.reshape(rows // micro, micro, *x.shape[1:])
-        labelled = batch if "labels" in batch else with_labels(batch)
-        pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
-        keys = None if key is None else jax.random.split(key, rows // micro)
+        (total, count), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return _mean(total, count, grads)
+    if rows % micro:
+        raise ValueError(f"a batch of {rows} rows cannot be cut in micro-batches of {micro}.")
+    cut = lambda x: x.reshape(rows // micro, micro, *x.shape[1:])
+    labelled = batch if "labels" in batch else with_labels(batch)
+    pieces = jax.tree.map(lambda x: constrain(cut(x), (None, "batch", "time")), labelled)
+    keys = None if key is None else jax.random.split(key, rows // micro)
+    # Each layer's gradient is added where the sums lie: those of a micro-batch are never there as a whole.
+    grads = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), params)
 
-        def add(carry: Sums, piece: tuple[Batch, Key[Array, ""] | None]) -> tuple[Sums, None]:
-            (total, count), grads = value_and_grad(params, *piece)
-            return jax.tree.map(jnp.add, carry, (total, count, grads)), None
+    def add(sums: Sums, piece: tuple[Batch, Key[Array, ""] | None]) -> tuple[Sums, None]:
+        total, backward, count = jax.vjp(lambda params: loss(params, *piece), params, has_aux=True)
+        cast(Any, backward).with_refs(grads)(jnp.ones_like(total))  # jax.vjp states no more than a function
+        return (sums[0] + total, sums[1] + count), None
 
-        zero = jax.tree.map(jnp.zeros_like, params)
-        wide = jnp.promote_types(jnp.float32, config.dtype)
-        start = (jnp.zeros((), wide), jnp.zeros((), wide), zero)
-        (total, count, grads), _ = jax.lax.scan(add, start, (pieces, keys))
+    wide = jnp.promote_types(jnp.float32, config.dtype)
+    zero = jnp.zeros((), wide)
+    (total, count), _ = jax.lax.scan(add, (zero, zero), (pieces, keys))
+    return _mean(total, count, jax.tree.map(jax.freeze, grads))
+
+
+def _mean(
+    total: Float[Array, ""], count: Float[Array, ""], grads: Trained
+) -> tuple[Float[Array, ""], Trained]:
     return total / count, jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
 
 

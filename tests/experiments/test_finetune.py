@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ from resonance_jax import interop, model, rope, train
 from resonance_jax.command import guarded, options_of, with_options
 from resonance_jax.data import corpora
 from resonance_jax.files import read_json, write_json
+from resonance_jax.parallel.distributed import VARIABLES
 from resonance_jax.train.checkpoint import saved_params
 from tests.bucket import bucket
 from tests.fast_compile import FAST_COMPILE
@@ -73,8 +75,8 @@ def options(settings: dict) -> list[str]:
     return words
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
+def start(*arguments: str, **variables: str) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE, **variables}
     command = [sys.executable, "-m", "experiments.finetune", *arguments]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -98,6 +100,28 @@ def whole(given, tmp_path_factory) -> Path:
     assert code == 0, err
     assert "device: " in out and "Resonance YaRN" in out and "tokens/s" in out
     return folder
+
+
+def test_two_processes_fine_tune_in_one_folder(given, tmp_path):
+    """They have the disk in common, and its lock: one of them opens the folder, writes and speaks."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    few = {
+        **given,
+        "steps": 2,
+        "micro": 4,
+        "run_dir": tmp_path / "run",
+        "cache_dir": str(tmp_path / "tokens"),
+    }
+    running = [
+        start(*options(few), **dict(zip(VARIABLES, (f"localhost:{port}", "2", str(number)), strict=True)))
+        for number in range(2)
+    ]
+    (code, out, err), (other, silent, more) = [finish(process) for process in running]
+    assert (code, other) == (0, 0), err + more
+    assert "2 process(es)" in out and all(line.startswith("[Gloo]") for line in silent.splitlines())
+    assert logged(tmp_path / "run") == 2 and (tmp_path / "run" / "hf" / "config.json").exists()
 
 
 def test_it_writes_everything_it_promises(whole):

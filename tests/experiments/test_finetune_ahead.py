@@ -24,7 +24,7 @@ def test_a_searched_plan_says_the_mesh_and_why_not_another(monkeypatch, capsys):
     assert guarded(run, config) == 0
     out = capsys.readouterr().out
     last = out.strip().splitlines()[-1]
-    assert last == "--data 1 --fsdp 16 --tensor 1 --sequence 1 --micro 16 --remat full"
+    assert last == "--data 1 --fsdp 16 --tensor 1 --sequence 1 --micro 16 --remat attention"
     assert "needs" in out and "GiB of 29.4 GiB" in out and "attention" in out and "Not compiled" in out
     assert guarded(run, with_options(config, plan=True, remat="full", micro=16)) == 0
     assert guarded(run, with_options(config, devices=2)) == 1

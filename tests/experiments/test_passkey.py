@@ -127,6 +127,16 @@ def asked(folder: Path, *paths: Path, **changes):
     return dataclasses.replace(PRESETS["checkpoint"][1], **(common | changes))
 
 
+def test_over_a_mesh_a_checkpoint_says_the_same(tmp_path, capsys):
+    small = checkpoint(tmp_path / "small")
+    for name, changes in (("one", {}), ("mesh", {"tensor": 2, "batch_size": 2})):
+        assert guarded(command.run, asked(tmp_path / name, small, **changes)) == 0
+    cells = [json.loads((tmp_path / name / "cells.jsonl").read_text()) for name in ("one", "mesh")]
+    assert cells[0]["answers"] == cells[1]["answers"]
+    assert guarded(command.run, dataclasses.replace(SMALL, tensor=-1, run_dir=str(tmp_path / "bad"))) == 2
+    assert "--tensor goes with --checkpoints" in capsys.readouterr().err
+
+
 def test_replaced_weights_are_asked_anew_and_a_cell_that_is_named_twice_once(tmp_path, recwarn):
     small = checkpoint(tmp_path / "small")
     config = asked(tmp_path / "run", small)

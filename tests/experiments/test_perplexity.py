@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from resonance_jax import interop, model, rope
 from resonance_jax.files import read_json
+from resonance_jax.parallel import distributed
 from tests.fast_compile import FAST_COMPILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +35,14 @@ def inputs(tmp_path_factory) -> dict[str, str]:
     return {"checkpoint": f"small={folder / 'small'}", "corpus": str(folder / "texts")}
 
 
-def start(inputs: dict[str, str], folder: Path, *more: str) -> subprocess.Popen:
+def start(inputs: dict[str, str], folder: Path, *more: str, **variables: str) -> subprocess.Popen:
     command = [
         *(sys.executable, "-m", "experiments.perplexity", "sweep", "--checkpoints", inputs["checkpoint"]),
         *("--corpora", inputs["corpus"], "--tokenizer", "bytes", "--split", "all"),
         *("--lengths", "32", "64", "128", "--scale", "4", "--run-dir", str(folder)),
         *("--encodings", "own", "dynamic_ntk", "resonance-dynamic_ntk", "yarn", "resonance-yarn", *more),
     ]
-    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE, **variables}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -49,6 +51,34 @@ def start(inputs: dict[str, str], folder: Path, *more: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
+
+
+@pytest.mark.full
+def test_two_processes_score_as_one(inputs, tmp_path):
+    """Over a mesh that spans them: one result, one writer, one voice; without a mesh they refuse."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def both(*more: str) -> list[tuple[int, str, str]]:
+        own = lambda number: dict(
+            zip(distributed.VARIABLES, (f"localhost:{port}", "2", str(number)), strict=True)
+        )
+        running = [start(inputs, tmp_path / "both", *more, **own(number)) for number in range(2)]
+        return [finish(process) for process in running]
+
+    assert [code for code, _, _ in both()] == [2, 2]
+    (code, out, err), (other, silent, more) = both("--parallel", "mesh", "--data", "2")
+    assert (code, other) == (0, 0), err + more
+    assert "Paired differences" in out and all(line.startswith("[Gloo]") for line in silent.splitlines())
+    code, _, err = finish(start(inputs, tmp_path / "one"))
+    assert code == 0, err
+    rows = [
+        read_json(tmp_path / name / "perplexity.json")["corpora"][inputs["corpus"]]["rows"]
+        for name in ("one", "both")
+    ]
+    assert [row["tokens"] for row in rows[0]] == [row["tokens"] for row in rows[1]]
+    np.testing.assert_allclose(*([row["perplexity"] for row in some] for some in rows), rtol=1e-5)
 
 
 def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(inputs, tmp_path):

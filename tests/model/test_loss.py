@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model.loss import linear_cross_entropy
-from resonance_jax.parallel.mesh import make_mesh
+from resonance_jax.parallel import hlo
+from resonance_jax.parallel.mesh import make_mesh, sharding
 from tests.unchecked import unchecked
 
 
@@ -115,6 +116,34 @@ def test_vocabulary_in_parallel(narrow, V, shards):
     got = compiled(*placed)
     assert got[2].sharding.is_equivalent_to(placed[1].sharding, 2)
     assert_close(got, results(plain, hidden, head, targets, d_nll), 1e-6)
+
+
+@pytest.mark.parametrize("leading", [(4, 24), (4, 23), (3, 24)])
+def test_over_a_mesh_the_head_is_gathered_once(narrow, leading):
+    """Rows, time, D and the vocabulary are cut, or whole where two do not divide them: one device's loss,
+    and the head travels in no loop."""
+    mesh = make_mesh(data=1, fsdp=2, sequence=2, tensor=2)
+    hidden, head, targets, d_nll = inputs(leading, V=320)
+    where = lambda axes, x: jax.device_put(x, sharding(mesh, axes, x.shape))
+    placed = where(("batch", "time", None), hidden), where(("embed", "vocab"), head)
+    placed += (where(("batch", "time"), d_nll),)
+    options = dict(chunk=8, z_loss=1e-2)
+
+    def run(hidden, head, d_nll):
+        return results(linear_cross_entropy, hidden, head, targets, d_nll, **options)
+
+    compiled = jax.jit(run).lower(*placed).compile()
+    wanted = results(plain, hidden, head, targets, d_nll, z_loss=1e-2)
+    assert_close(compiled(*placed), wanted, 1e-6)
+    program = hlo.read(compiled.as_text())
+    times, _ = hlo.runs(program)
+    gathers = [
+        times[name]
+        for name, body in program.computations.items()
+        for one in body
+        if one.opcode.startswith("all-gather") and "320" not in one.gives and "160" in one.gives
+    ]
+    assert gathers == [1] * len(gathers) and gathers
 
 
 def test_memory_does_not_grow_with_the_vocabulary():

@@ -48,18 +48,40 @@ print(sorted(Rows.read))
 
 
 def run(folder: Path, count: int, save: str = "often", pause: float = 0.0) -> list[subprocess.Popen]:
+    return together(CHILD, [(str(folder), str(count), save, str(pause))] * count)
+
+
+def together(program: str, arguments: list[tuple[str, ...]]) -> list[subprocess.Popen]:
+    """One process for each list of arguments, joined to one run if there are several."""
     environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = []
-    for number in range(count):
+    processes, count = [], len(arguments)
+    for number, words in enumerate(arguments):
         values = (f"localhost:{port}", str(count), str(number))
         own = dict(zip(distributed.VARIABLES, values, strict=True)) if count > 1 else {}
-        command = [sys.executable, "-c", CHILD, str(folder), str(count), save, str(pause)]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", program, *words]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment | own, **pipes))
     return processes
+
+
+SEPARATE = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+from resonance_jax.parallel import distributed
+distributed.start()
+from pathlib import Path
+def refuse():
+    raise ValueError("the first process refuses")
+for call in (lambda: distributed.of_first(refuse), lambda: distributed.check_shared(Path(sys.argv[1]))):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
 
 
 def finish(processes: list[subprocess.Popen], code: int = 0) -> list[str]:
@@ -108,6 +130,18 @@ def test_what_one_number_of_processes_wrote_another_goes_on_with(alone, tmp_path
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
 
 
+def test_processes_with_disks_of_their_own(tmp_path):
+    """What the first one refuses all refuse, and none waits; a folder that they write to together is one."""
+    processes = together(SEPARATE, [(str(tmp_path / name),) for name in ("first", "second")])
+    outputs = [process.communicate(timeout=200) for process in processes]
+    for name, process, (out, errors) in zip(("first", "second"), processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+        refused, separate = (line for line in out.splitlines() if not line.startswith("[Gloo]"))
+        assert refused == "the first process refuses"
+        assert f"{tmp_path / name} is not the same on all 2 processes" in separate
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 def test_mistakes(monkeypatch):
     for name in distributed.VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -119,3 +153,25 @@ def test_mistakes(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="expected two whole numbers"):
         distributed.start("localhost:1234", process=0)
+
+
+def test_what_launchers_say(monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JOB_COMPLETION")):
+            monkeypatch.delenv(name)
+    assert distributed.launcher() is None
+    tasks = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in tasks.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.launcher() is None  # it does not say how many
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert distributed.launcher() is None  # there is nobody to join
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert distributed.launcher() == "Slurm"
+    monkeypatch.delenv("SLURM_STEP_NODELIST")  # a batch script, which srun did not start
+    assert distributed.launcher() is None
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
+    assert distributed.launcher() is None  # mpirun gives its own address too
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:34911")
+    assert distributed.launcher() == "Open MPI"

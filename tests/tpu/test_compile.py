@@ -11,9 +11,13 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from configs.finetune import PRESETS
+from resonance_jax import rope, train
 from resonance_jax.files import read_json
+from resonance_jax.model import PRESETS as PRESETS_OF_SHAPES
 from resonance_jax.parallel import topology
 from resonance_jax.parallel.compiled import Compiled, compile_for
+from resonance_jax.parallel.mesh import make_mesh
+from resonance_jax.train.compiled_step import compile_step
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -88,6 +92,38 @@ def test_float32_is_multiplied_as_float32_by_the_splash_kernel_too(tmp_path):
     assert code == 0, err
     report = read_json(tmp_path / "run" / "tpu_compile.json")
     assert list(report["products"]) == ["f32 x f32 -> f32, HIGHEST"] and report["attention"] == "splash"
+
+
+def compiled(layers: int, slices: int = 1, **mesh: int) -> Compiled:
+    """A step of a small decoder over slices of four chips of v5p, in two micro-batches."""
+    shape = dict(d_model=256, n_heads=2, n_kv_heads=2, head_dim=128, d_ff=512, dtype="bfloat16", remat="full")
+    devices = topology.absent_devices("v5p:2x2x1", slices)
+    return compile_step(
+        PRESETS_OF_SHAPES["tiny"].replace(n_layers=layers, **shape),
+        train.TrainConfig(1, micro=4 * slices),
+        make_mesh(devices=devices, **mesh),
+        8 * slices,
+        1024,
+        rope.frequencies(rope.RopeSpec(head_dim=128), length=1024),
+    )
+
+
+def test_deeper_decoders_are_as_long_programs():
+    shallow, deep = compiled(4, fsdp=4), compiled(16, fsdp=4)
+    assert deep.instructions == pytest.approx(shallow.instructions, rel=0.02)
+
+
+def test_over_two_slices_only_gradients_are_sent():
+    """The axis data lies across them: what fsdp gathers and scatters stays within a slice, by the groups of
+    the collectives, and each device sends its part of the gradients for each micro-batch."""
+    both = compiled(4, slices=2, data=2, fsdp=4)
+    across = [row for row in both.collectives if row["across"]]
+    within = {row["kind"] for row in both.collectives if row["across"] is False}
+    assert across and {row["kind"] for row in across} == {"all-reduce"}
+    assert {"all-gather"} <= within and not [r for r in both.collectives if r["across"] is None]
+    # Its part of the state is parameters and two moments, all float32.
+    assert both.arguments is not None
+    assert sum(row["bytes"] for row in across) == pytest.approx(2 * both.arguments / 3, rel=0.1)
 
 
 @pytest.mark.full
