@@ -121,9 +121,10 @@ def test_over_two_slices_only_gradients_are_sent():
     within = {row["kind"] for row in both.collectives if row["across"] is False}
     assert across and {row["kind"] for row in across} == {"all-reduce"}
     assert {"all-gather"} <= within and not [r for r in both.collectives if r["across"] is None]
-    # Its part of the state is parameters and two moments, all float32.
+    # Its part of the state is parameters and two moments, all float32; of two micro-batches the gradients are
+    # sent in bfloat16, those of the embedding and the head in float32.
     assert both.arguments is not None
-    assert sum(row["bytes"] for row in across) == pytest.approx(2 * both.arguments / 3, rel=0.1)
+    assert both.arguments / 3 < sum(row["bytes"] for row in across) < 2 * both.arguments / 3
 
 
 @pytest.mark.full
