@@ -85,6 +85,7 @@ def test_a_finished_run_prints_its_table_at_once(corpus, finished):
     assert code == 0 and "YaRN, fine-tuned" in out and time.monotonic() - began < 5
 
 
+@pytest.mark.full
 def test_killed_and_interrupted_it_goes_on_to_the_same_figures(corpus, finished, tmp_path):
     folder = tmp_path / "run"
     arguments = [*SMALL, "--corpus", str(corpus), "--run-dir", str(folder)]

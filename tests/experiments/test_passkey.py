@@ -40,6 +40,7 @@ def files(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text() for name in ("passkey.csv", "cells.jsonl", "encodings.json")}
 
 
+@pytest.mark.full
 def test_a_killed_study_goes_on_with_the_next_cell(tmp_path, monkeypatch, capsys):
     whole = dataclasses.replace(SMALL, run_dir=str(tmp_path / "whole"))
     assert guarded(command.run, whole) == 0
