@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from resonance_jax.command.options import Dataclass
 from resonance_jax.command.run_folder import open_run
 from resonance_jax.command.signals import leave_on_signals
-from resonance_jax.files import FilePath
+from resonance_jax.files import FilePath, reachable
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -38,7 +38,7 @@ def open_run_of_first(study: str, config: Dataclass) -> FilePath:
     process. What it refuses is refused on every process."""
     from resonance_jax.parallel import distributed
 
-    return distributed.of_first(lambda: open_run(study, config))
+    return reachable(distributed.of_first(lambda: str(open_run(study, config))))
 
 
 def decoding_mesh(tensor: int) -> Mesh | None:

@@ -4,7 +4,9 @@ Every file states the identity of what made it and a checksum of what it holds. 
 table or another text made, and what is damaged, is computed anew.
 """
 
+import base64
 import hashlib
+import io
 import json
 import warnings
 import zipfile
@@ -58,14 +60,8 @@ class Store:
 
     def put(self, index: int, identity: Identity, results: Results) -> None:
         """Keep the results of document number `index`; arguments as get's."""
-        arrays = {f"{n}/{name}": getattr(r, name) for n, r in results.items() for name in _ARRAYS}
-        facts = {
-            "identity": identity,
-            "results": [{name: getattr(r, name) for name in _FACTS} for r in results.values()],
-            "sha256": of_arrays(arrays),
-        }
         with atomic(self._path(index)) as temporary:
-            np.savez(temporary, facts=np.array(json.dumps(facts)), **arrays)
+            _write(temporary, identity, results)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.npz"
@@ -77,7 +73,29 @@ class Store:
             warnings.warn(f"{what}: computed anew.")
 
 
-def _read(path: Path) -> tuple[Identity, Results]:
+def packed(results: Results) -> str:
+    """Results as text, for another process; `unpacked` reads it."""
+    file = io.BytesIO()
+    _write(file, {}, results)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str) -> Results:
+    """The results that `packed` wrote."""
+    return _read(io.BytesIO(base64.b64decode(text)))[1]
+
+
+def _write(file: Path | io.BytesIO, identity: Identity, results: Results) -> None:
+    arrays = {f"{n}/{name}": getattr(r, name) for n, r in results.items() for name in _ARRAYS}
+    facts = {
+        "identity": identity,
+        "results": [{name: getattr(r, name) for name in _FACTS} for r in results.values()],
+        "sha256": of_arrays(arrays),
+    }
+    np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
+
+
+def _read(path: Path | io.BytesIO) -> tuple[Identity, Results]:
     """The identity and the results in a file. Raises what NumPy and JSON raise where it is damaged."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "facts"}

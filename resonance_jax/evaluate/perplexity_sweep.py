@@ -4,7 +4,6 @@ evaluate.perplexity_protocols says what the named protocols score, evaluate.perp
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int64, Integer
 from resonance_jax import rope
 from resonance_jax.digest import Identity
 from resonance_jax.evaluate.nll_over_devices import NllOverDevices
-from resonance_jax.evaluate.nll_store import Store, document_digest
+from resonance_jax.evaluate.nll_store import Store, document_digest, packed, unpacked
 from resonance_jax.evaluate.perplexity_protocols import Windowing
 from resonance_jax.evaluate.perplexity_result import BIN, Perplexity, merge
 from resonance_jax.model.decoder import Decoder
@@ -135,7 +134,7 @@ def sweep(
     for start in range(0, len(kept), together):
         part = by_size[start : start + together]
         identities = [{**(made_by or {}), **document.identity()} for document in part]
-        stored = distributed.of_first(functools.partial(_stored, store, part, identities))
+        stored = _stored(store, part, identities)
         known = [result for result in stored if result is not None]
         if len(known) < len(part):
             known = [{} for _ in part]
@@ -156,11 +155,19 @@ def sweep(
 def _stored(
     store: Store | None, documents: Sequence[_Document], identities: Sequence[Identity]
 ) -> list[dict[int, Perplexity] | None]:
-    """What the store has of some documents, None for each that it has not."""
-    return [
-        None if store is None else store.get(document.index, identity)
-        for document, identity in zip(documents, identities, strict=True)
-    ]
+    """What the store has of some documents, None for each that it has not. Every process is given what the
+    first one's store has."""
+
+    def found() -> list[dict[int, Perplexity] | None]:
+        return [
+            None if store is None else store.get(document.index, identity)
+            for document, identity in zip(documents, identities, strict=True)
+        ]
+
+    if jax.process_count() == 1:
+        return found()
+    texts = distributed.of_first(lambda: [None if kept is None else packed(kept) for kept in found()])
+    return [None if text is None else unpacked(text) for text in texts]
 
 
 def _told(tables: rope.Tables) -> list[object]:

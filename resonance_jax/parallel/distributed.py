@@ -9,8 +9,8 @@ is, as arguments or as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCES
 
 import contextlib
 import importlib.util
+import json
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 Made = TypeVar("Made")
-"""Anything that can be pickled."""
+"""None, a bool, a number, text, or lists of these and dicts of them by text: what JSON gives back."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LAUNCHERS = {
     "Slurm": (
@@ -126,13 +126,13 @@ def of_first(make: Callable[[], Made]) -> Made:
     data, raised = b"", None
     if jax.process_index() == 0:
         try:
-            data = pickle.dumps((make(), None))
+            data = json.dumps([make(), None]).encode()
         except (ValueError, OSError) as error:
-            data, raised = pickle.dumps((None, str(error))), error
+            data, raised = json.dumps([None, str(error)]).encode(), error
     size = int(broadcast_one_to_all(np.int64(len(data))))
     mine = np.zeros(size, np.uint8)
     mine[: len(data)] = np.frombuffer(data, np.uint8)
-    made, said = pickle.loads(np.asarray(broadcast_one_to_all(mine)).tobytes())
+    made, said = json.loads(np.asarray(broadcast_one_to_all(mine)).tobytes())
     if raised is not None:
         raise raised
     if said is not None:
