@@ -33,16 +33,16 @@ test-tpu-all:  ## the same for every preset on a slice where it fits
 	@.ci/tpu all
 
 # Each writes one JSON under results/speed and exits with 1 where a target is missed; README's table follows.
-BENCH := rope attention perplexity generate posgen loop finetune smollm2 decode
+BENCH := rope attention perplexity posgen loop finetune smollm2 decode
 bench: .venv/.ready-test .venv/.ready-models  ## speed and memory beside PyTorch at its best, lengths to 4,096
 	@missed=; for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
 	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in:$$missed"; exit 1; fi
 
 bench-long: .venv/.ready-test .venv/.ready-models  ## the same from 16,384 tokens on; goes on where it was stopped
-	@missed=; $(BIN)/python benchmarks/long_documents.py || missed="long_documents"; \
-	$(BIN)/python benchmarks/attention_rate.py || missed="$$missed attention_rate"; \
-	$(BIN)/python benchmarks/smollm2.py long || missed="$$missed smollm2"; \
-	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in: $$missed"; exit 1; fi
+	@missed=; for name in finetune perplexity smollm2; do echo "== $$name long"; \
+	  $(BIN)/python benchmarks/$$name.py long || missed="$$missed $$name"; done; \
+	for name in attention_rate long_documents; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || missed="$$missed $$name"; done; \
+	$(BIN)/python benchmarks/table.py; if [ -n "$$missed" ]; then echo "A target is missed in:$$missed"; exit 1; fi
 
 lint: .venv/.ready-test  ## style (ruff) and types (basedpyright, strict enough to find a wrong argument)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/basedpyright

@@ -21,16 +21,21 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 SPEED = RESULTS / "speed"
 
 
-def interleaved(contestants, repeats, warm=True):
-    """Seconds of each contestant, repeat by repeat in turn, after one run to warm up: {name: [seconds]}."""
-    for run in contestants.values() if warm else ():
-        run()
+def interleaved(contestants, repeats, warm=True, given=None):
+    """Seconds of each contestant, repeat by repeat in turn, after one run to warm up: {name: [seconds]}.
+
+    given: {name: what makes the argument of its next run}, which is not timed; by default a run takes none.
+    """
+    arguments = lambda name: () if given is None else (given[name](),)
+    for name, run in contestants.items() if warm else ():
+        run(*arguments(name))
     seconds = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
+            argument = arguments(name)
             time.sleep(0.05)  # PyTorch's threads spin a while after their work, and would slow the next one
             start = time.perf_counter()
-            run()
+            run(*argument)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/decode.py [--batches 1 8] [--repeats 5]
 
 The packaged GGUF file, in transformers as a directory of the same dense weights (the file itself it keeps
-packed); float32, greedy, two threads. The opponents are transformers' `generate` with
-its default cache, and with the static cache and the forward that it compiles for it (compiling apart; left
-out with a word where this machine cannot). Prompts are passages of 4,096 tokens, 64 tokens follow each; the
-answers are compared first, and where they part, that is told. Decoding is the time of 64 tokens less that of
-one, in the same round.
+packed); float32, greedy, two threads. The opponents are transformers' `generate` with its default cache, and
+with the static cache and the forward that it compiles for it (left out with a word where this machine cannot).
+
+Each reads a passage of 4,096 tokens once; every row of a batch holds it, and goes on with a token of its own.
+Timed is what follows: 64 tokens, the program that `generate` runs against theirs, caches set back between.
+The answers are compared first, and where they part, that is told.
 
 What bounds it: each token reads every weight once, and the keys and values of its context. The bytes per
 second of a product with one row (a matrix as large as the weights) are measured in the same run; the share
@@ -18,6 +19,7 @@ Writes results/speed/decode_<processor>.json; exits with 1 when a target is miss
 """
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 import warnings
@@ -27,40 +29,79 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from beside import against_best, interleaved, machine, medians, ratio, write
-from opponents import loaded, static_cache
+from opponents import compiled_decoding, loaded
 from smollm2 import exported
 
 from resonance_jax import data, generate, interop, rope
+from resonance_jax.generate.decode import CHUNK, _continue
 
-NAME, PROMPT, NEW = "smollm2-135m", 4096, 64
+NAME, PROMPT, NEW = "smollm2-135m", 4096, CHUNK
 
 
-def prompts(checkpoint, batch):
-    """Rows of passages, each beginning elsewhere: they share no prefix."""
+def passage(checkpoint, batch):
+    """The tokens [PROMPT] that all rows begin with, and the one [batch] with which each goes on."""
     tokenizer = checkpoint.tokenizer()
     ids = np.concatenate([tokenizer.encode(document.text) for document in data.corpus("passages")])
-    return np.stack([np.resize(np.roll(ids, -997 * row), PROMPT) for row in range(batch)]).astype(np.int32)
+    return np.resize(ids, PROMPT).astype(np.int32), ids[997 * np.arange(batch) % len(ids)].astype(np.int32)
 
 
-def opponents(folder):
-    """{name: generate(ids, new) -> tokens} of transformers."""
-    import torch
+class Ours:
+    """The cache after the passage, and the program of `generate` that goes on from it."""
 
-    lm = loaded(folder)
-    fixed = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
+    def __init__(self, lm, freqs, ids, last):
+        self.lm, self.last, rows = lm, last, len(last)
+        room = generate.bucket(PROMPT + NEW)
+        start = jax.jit(generate.prefill, static_argnums=(0, 5))
+        _, one = start(lm.config, lm.params, ids[None], np.array([PROMPT]), freqs, room)
+        repeat = lambda x: jnp.repeat(x, rows, axis=1)
+        lengths = jnp.repeat(one.lengths, rows)
+        self.cache = dataclasses.replace(
+            one, keys=repeat(one.keys), values=repeat(one.values), lengths=lengths
+        )
 
-    @torch.no_grad()
-    def run(ids, new, **cache):
+    def given(self):
+        """A copy of the cache: the program writes in it."""
+        return jax.block_until_ready(jax.tree.map(jnp.copy, self.cache))
+
+    def run(self, cache):
+        done, none = np.zeros(len(self.last), bool), np.zeros(0, np.int32)
+        state = (cache, None, self.last, done, none, np.int32(0), np.int32(NEW), None)
+        return np.asarray(_continue(self.lm.config, self.lm.params, *state)[2])
+
+
+class Theirs:
+    """transformers' cache after the passage, and its `generate`. compiled: with the static cache."""
+
+    def __init__(self, lm, ids, last, compiled):
+        import torch
+        from transformers import DynamicCache, StaticCache
+
+        self.lm, rows = lm, len(last)
         ids = torch.as_tensor(ids, dtype=torch.long)
-        mask = torch.ones_like(ids)
-        options = dict(min_new_tokens=new, max_new_tokens=new, **fixed, **cache)
-        return lm.generate(ids, attention_mask=mask, **options)[:, PROMPT:].numpy()
+        with torch.no_grad():
+            self.cache = lm(ids[None], cache=DynamicCache(config=lm.config), use_cache=True).cache
+        self.cache.batch_repeat_interleave(rows)
+        if compiled:
+            static = StaticCache(config=lm.config, max_cache_len=PROMPT + NEW)
+            for number, layer in enumerate(self.cache.layers):
+                static.update(layer.keys, layer.values, number)
+            self.cache = static
+        self.ids = torch.cat([ids.expand(rows, -1), torch.as_tensor(last)[:, None].long()], dim=1)
+        self.options = {"compile_config": compiled_decoding()} if compiled else {}
 
-    static = static_cache()
-    return {
-        "default cache": run,
-        "static cache, compiled": lambda ids, new: run(ids, new, **static),
-    }
+    def given(self):
+        """The cache with the passage alone in it."""
+        self.cache.crop(PROMPT - int(self.cache.get_seq_length()))
+        return self.cache
+
+    def run(self, cache):
+        import torch
+
+        fixed = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
+        fixed |= dict(min_new_tokens=NEW, max_new_tokens=NEW, attention_mask=torch.ones_like(self.ids))
+        with torch.no_grad():
+            said = self.lm.generate(self.ids, cache=cache, **fixed, **self.options)
+        return said[:, PROMPT + 1 :].numpy()
 
 
 def bytes_per_second(size):
@@ -88,39 +129,31 @@ def flips(ours, theirs):
     return [(row, int(where[0])) for row, where in enumerate(apart) if len(where)]
 
 
-def compared(lm, freqs, others, ids, repeats):
+def compared(lm, freqs, transformers_lm, checkpoint, batch, repeats):
     """One batch: seconds, ratios and the share of the byte bound."""
-
-    def ours(new=NEW):
-        return np.stack(generate.generate(lm, list(ids), freqs, max_new_tokens=new).tokens)
-
-    answers, able, left_out = ours(), {}, {}
-    parted = {}
-    for name, opponent in others.items():
+    ids, last = passage(checkpoint, batch)
+    able, left_out, parted = {"ours": Ours(lm, freqs, ids, last)}, {}, {}
+    answers = able["ours"].run(able["ours"].given())
+    for name, compiled in (("default cache", False), ("static cache, compiled", True)):
         try:
-            parted[name] = flips(answers, opponent(ids, NEW))
+            opponent = Theirs(transformers_lm, ids, last, compiled)
+            parted[name] = flips(answers, opponent.run(opponent.given()))
             able[name] = opponent
         except Exception as error:  # whatever PyTorch's compiler raises where there is no C++ compiler
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             warnings.warn(f"{name} is left out: {left_out[name]}", stacklevel=1)
-    contestants = {"ours": ours, "ours, one token": lambda: ours(1)}
-    for name, run in able.items():
-        contestants[name] = lambda run=run: run(ids, NEW)
-        contestants[f"{name}, one token"] = lambda run=run: run(ids, 1)
-    seconds = interleaved(contestants, repeats)
-    decoding = {
-        name: [a - b for a, b in zip(seconds[name], seconds[f"{name}, one token"], strict=True)]
-        for name in ("ours", *able)
-    }
-    a_step = medians(decoding)["ours"] / (NEW - 1)
-    size = bytes_a_step(lm, len(ids))
+    contestants = {name: one.run for name, one in able.items()}
+    seconds = interleaved(contestants, repeats, given={name: one.given for name, one in able.items()})
+    opponents = [name for name in able if name != "ours"]
+    a_step = medians(seconds)["ours"] / NEW
+    size = bytes_a_step(lm, batch)
     rate = bytes_per_second(sum(x.nbytes for x in jax.tree.leaves(lm.params)))
     return {
-        "batch": len(ids),
-        "milliseconds a token": {name: 1e3 * s / (NEW - 1) for name, s in medians(decoding).items()},
-        "best": against_best(decoding, "ours", list(able)),
-        "times as fast as": {name: 1 / ratio(decoding, "ours", name) for name in able},
-        "seconds with the prompt": medians(seconds),
+        "batch": batch,
+        "rounds": repeats,
+        "milliseconds a token": {name: 1e3 * s / NEW for name, s in medians(seconds).items()},
+        "best": against_best(seconds, "ours", opponents),
+        "times as fast as": {name: 1 / ratio(seconds, "ours", name) for name in opponents},
         "answers part at (row, token)": parted,
         "left out": left_out,
         "bytes a step": size,
@@ -148,11 +181,10 @@ def main():
     lm = interop.load_hf(checkpoint.path)
     freqs = rope.frequencies(checkpoint.rope)
     with tempfile.TemporaryDirectory() as scratch:
-        others = opponents(exported(lm, Path(scratch) / "hf"))
+        theirs = loaded(exported(lm, Path(scratch) / "hf"))
     rows = []
     for batch in asked.batches:
-        repeats = asked.repeats if batch == 1 else max(2, asked.repeats // 2)
-        rows.append(compared(lm, freqs, others, prompts(checkpoint, batch), repeats))
+        rows.append(compared(lm, freqs, theirs, checkpoint, batch, asked.repeats))
         print(rows[-1], flush=True)
     write("decode", {**machine(), "prompt": PROMPT, "new": NEW, "batches": rows})
     return 0 if all(map(reached, rows)) else 1

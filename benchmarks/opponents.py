@@ -1,4 +1,4 @@
-"""transformers with PyTorch as the benchmarks' opponent: its model, its NLL, its faster cache.
+"""transformers with PyTorch as the benchmarks' opponent: its model, its NLL, its compiled decoding.
 
 Not a benchmark itself; the scripts beside it import it. torch is imported where it is used.
 """
@@ -39,13 +39,10 @@ def nll_of(lm, compiled=False):
     return nll
 
 
-def static_cache():
-    """Options of `generate` for its static cache and the forward that it compiles for it.
-
-    On a CPU transformers compiles it only when it is told to.
-    """
+def compiled_decoding():
+    """Of `generate` with a static cache: compile the forward. On a CPU transformers does so only when told to."""
     import transformers
 
     compiled = transformers.CompileConfig(fullgraph=False, mode="default")
     compiled._compile_all_devices = True
-    return {"cache_implementation": "static", "compile_config": compiled}
+    return compiled

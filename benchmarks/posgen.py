@@ -1,6 +1,6 @@
 """PosGen's training, run-steps a second, against PyTorch eager training one run.
 
-    .venv/bin/python benchmarks/posgen.py [--only 64|512] [--repeats 9]
+    .venv/bin/python benchmarks/posgen.py [--only 64|512] [--repeats 5]
 
 The decoder is T5-like (no 1/sqrt(H), tied and rescaled head, interleaved rotation), two layers; a batch is
 128 sequences of 64 positions; AdamW under PyTorch's OneCycleLR. The opponent has two threads, PyTorch's fused
@@ -10,7 +10,7 @@ protocol's dropout of 0.1 and without; the opponent eager and with its forward a
 Targets, with dropout: 2.5 at width 64, 1.4 at width 512.
 
 Ratios are medians over the rounds; compilation is apart. Writes
-results/speed/posgen_<processor>.json; about ten minutes on two cores; exits with 1 when a target is missed.
+results/speed/posgen_<processor>.json; about five minutes on two cores; exits with 1 when a target is missed.
 """
 
 import argparse
@@ -223,7 +223,7 @@ def compare(d_model: int, dropout: float, data: dict, repeats: int) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", type=int, choices=SIZES)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", THREADS)
     torch.set_num_threads(THREADS)
