@@ -4,7 +4,8 @@
 
 The packaged GGUF file, in transformers as a directory of the same dense weights (the file itself it keeps
 packed); float32, greedy, two threads. The opponents are transformers' `generate` with its default cache, and
-with the static cache and the forward that it compiles for it (left out with a word where this machine cannot).
+with the static cache and the forward that it compiles for it (left out with a word where there is no C++
+compiler).
 
 Each reads a passage of 4,096 tokens once; every row of a batch holds it, and goes on with a token of its own.
 Timed is what follows: 64 tokens, the program that `generate` runs against theirs, caches set back between.

@@ -13,8 +13,8 @@ takes 1.00 times the time. `long` takes one step of 16,384 tokens (target: withi
 
 `profile` says where the step's time goes: parts timed alone, and what the products would take at the measured
 peak of a matrix product. Ratios are medians over the rounds; compilation is apart. Writes
-results/speed/finetune_<processor>.json (finetune_long_…); about seven minutes on two cores; exits with 1 when a
-target is missed.
+results/speed/finetune_<processor>.json (finetune_long_…), in about seven minutes on two cores; exits with 1
+when a target is missed.
 """
 
 import argparse

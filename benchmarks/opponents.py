@@ -40,7 +40,7 @@ def nll_of(lm, compiled=False):
 
 
 def compiled_decoding():
-    """Of `generate` with a static cache: compile the forward. On a CPU transformers does so only when told to."""
+    """Of `generate` with a static cache: compile the forward. transformers must be told to on a CPU."""
     import transformers
 
     compiled = transformers.CompileConfig(fullgraph=False, mode="default")
