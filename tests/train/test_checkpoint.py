@@ -150,7 +150,7 @@ def test_checkpoints_without_checksums_are_read_if_orbax_can_and_that_is_said(sa
     (folder / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
     with pytest.warns(UserWarning) as told:
         assert_resumes(folder, 3)
-    # Where a read fails Orbax leaves coroutines that nobody awaits; Python warns of them when it collects them.
+    # Orbax leaves coroutines unawaited where a read fails; Python warns of them when it collects them.
     ours = [str(warning.message) for warning in told if warning.category is UserWarning]
     assert "Orbax cannot read it" in ours[0] and "no checksums" in ours[1]
     (folder / "3").rename(folder / "30")  # and the meta beside the arrays states the step once more
