@@ -1,4 +1,4 @@
-"""Scoring, decoding, passkey and L-Eval on a mesh that spans two processes, which Slurm's variables join."""
+"""Scoring, decoding, passkey and L-Eval on a mesh that spans processes, which Slurm's variables join."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from resonance_jax.parallel import distributed
 from tests.evaluate.spanning import figures
@@ -17,7 +18,7 @@ from tests.fast_compile import FAST_COMPILE
 CHILD = """
 import json, sys
 import jax
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
 from resonance_jax.parallel import distributed
 print(distributed.launcher(), distributed.start())
 from tests.evaluate.spanning import figures
@@ -25,38 +26,40 @@ print(json.dumps(figures(sys.argv[1])))
 """
 
 
-def slurm(number: int, port: int) -> dict[str, str]:
-    """What srun tells the second of two tasks, or the first."""
+def slurm(number: int, count: int, port: int) -> dict[str, str]:
+    """What srun tells a task."""
     return {
         "SLURM_JOB_ID": "1234",
         "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS": str(count),
         "SLURM_PROCID": str(number),
         "SLURM_LOCALID": str(number),
         "JAX_COORDINATOR_PORT": str(port),
     }
 
 
-def test_two_processes_that_share_no_disk(tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
+def test_processes_that_share_no_disk(tmp_path, count):
+    """Four devices in all."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {k: v for k, v in os.environ.items() if k not in distributed.VARIABLES}
     environment |= {"XLA_FLAGS": FAST_COMPILE, "JAX_PLATFORMS": "cpu"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folders = [tmp_path / "first", tmp_path / "second"]
+    folders = [tmp_path / str(number) for number in range(count)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder)],
+            [sys.executable, "-c", CHILD, str(folder), str(4 // count)],
             cwd=Path(__file__).resolve().parents[2],
-            env=environment | slurm(number, port),
+            env=environment | slurm(number, count, port),
             **pipes,
         )
         for number, folder in enumerate(folders)
     ]
     alone = json.loads(json.dumps(figures(str(tmp_path / "alone"), jax.devices()[:4])))
     try:
-        outputs = [process.communicate(timeout=200) for process in processes]
+        outputs = [process.communicate(timeout=400) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -70,5 +73,6 @@ def test_two_processes_that_share_no_disk(tmp_path):
         assert {name: found[name] for name in ("said", "keys", "answers")} == {
             name: alone[name] for name in ("said", "keys", "answers")
         }
-    # One writer: what the first process kept, the second was told.
-    assert len(list(folders[0].glob("*.npz"))) == 5 and not folders[1].exists()
+    # One writer: what the first process kept, the others were told.
+    assert len(list(folders[0].glob("*.npz"))) == 5
+    assert not any(folder.exists() for folder in folders[1:])

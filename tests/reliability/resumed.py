@@ -32,19 +32,13 @@ class Command:
     line: str
     results: tuple[str, ...]
 
-    def start(self, inputs: Path, out: Path) -> subprocess.Popen:
-        """The running command, in a folder of its own."""
+    def start(self, inputs: Path, out: Path, *more: str, **variables: str) -> subprocess.Popen:
+        """The running command, in a folder of its own. more: words that are added to it."""
         words = self.line.replace("INPUTS", str(inputs)).replace("OUT", str(out)).split()
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": FAST_COMPILE,
-            "JAX_COMPILATION_CACHE_DIR": str(inputs / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(ROOT),
-            "MPLBACKEND": "agg",
-        }
+        own = {"XLA_FLAGS": FAST_COMPILE, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+        environment = {**os.environ, **own, **variables}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=environment, **streams)
+        return subprocess.Popen([sys.executable, "-m", *words, *more], cwd=ROOT, env=environment, **streams)
 
     def figures(self, out: Path) -> dict[str, object]:
         """What is compared: JSON without how long it took, everything else byte for byte."""
