@@ -8,10 +8,8 @@ import numpy as np
 from resonance_jax.evaluate import passkey
 from resonance_jax.evaluate.student import student_interval
 from resonance_jax.report.passkey import ModelCell
+from resonance_jax.report.trainings import LEARNT, verdict
 
-LEARNT = 95.0
-"""Keys (%) that every model finds at the shortest length under the table it was trained with, where the task
-counts as learnt: below, what they find further out tests no encoding."""
 TRAINED_WITH = ("RoPE", "Resonance RoPE")
 
 
@@ -65,15 +63,7 @@ def _found(cells: Sequence[ModelCell], encoding: str, model: int | str) -> dict[
 
 
 def _row(encoding: str, base: str, length: int, gaps: np.ndarray, task_is_learnt: bool) -> Gap:
-    found, ahead = student_interval(gaps), int((gaps > 0).sum())
-    if found is None:
-        verdict = "one training: no verdict"
-    elif not task_is_learnt:
-        verdict = "not learnt: no test"
-    elif not found.excludes(0):
-        verdict = f"not resolved (ahead in {ahead} of {len(gaps)} trainings)"
-    else:
-        verdict = f"{'ahead' if found.value > 0 else 'behind'} ({ahead} of {len(gaps)} trainings ahead)"
+    found = student_interval(gaps)
     return {
         "encoding": encoding,
         "minus": base,
@@ -82,7 +72,7 @@ def _row(encoding: str, base: str, length: int, gaps: np.ndarray, task_is_learnt
         "points": float(gaps.mean()),
         "low": None if found is None else found.low,
         "high": None if found is None else found.high,
-        "verdict": verdict,
+        "verdict": verdict(gaps.tolist(), more_is_better=True, learnt=task_is_learnt),
     }
 
 

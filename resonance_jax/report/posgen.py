@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from resonance_jax.evaluate.posgen_accuracy import Curve
 from resonance_jax.evaluate.student import student_interval
 from resonance_jax.report.tables import Rows, markdown
+from resonance_jax.report.trainings import LEARNT, NOT_LEARNT
 
 PAPER = {
     "RoPE": {"recursive": 65.29, "cot": 69.56, "semi_recursive": 17.96},
@@ -22,10 +23,6 @@ RULES = {
     "best": "first evaluation at the maximum of ID accuracy (the release's rule)",
     "last": "last epoch",
 }
-
-
-LEARNT = 95.0
-"""ID accuracy (%) from which on a task counts as learnt: below, its OOD accuracy tests no encoding."""
 
 
 class Result(TypedDict):
@@ -157,7 +154,7 @@ def differences(results: Mapping[str, Result], pairs: Sequence[tuple[str, str]])
                         "points": found.value,
                         "low": found.low,
                         "high": found.high,
-                        "verdict": verdict if least >= LEARNT else f"not learnt, no test ({verdict})",
+                        "verdict": verdict if least >= LEARNT else f"{NOT_LEARNT} ({verdict})",
                         "paper": _paper_gap(a, b, task),
                     }
                 )

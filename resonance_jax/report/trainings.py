@@ -8,6 +8,11 @@ import numpy as np
 
 from resonance_jax.evaluate.student import student_interval
 
+LEARNT = 95.0
+"""Accuracy (%) within the training length from which on a task counts as learnt: below it, what models do
+further out tests no encoding."""
+NOT_LEARNT = "not learnt: no test"
+
 
 @runtime_checkable
 class Scored(Protocol):
@@ -61,14 +66,23 @@ def difference_by_seed(trained: Trained, label: str, other: str, length: int) ->
     }
 
 
-def verdict(gaps: Sequence[float]) -> str:
-    """What the differences of some trainings allow to say; negative ones favour the first encoding."""
-    found, ahead = student_interval(gaps), sum(gap < 0 for gap in gaps)
+def verdict(gaps: Sequence[float], *, more_is_better: bool = False, learnt: bool = True) -> str:
+    """What the differences of some trainings allow to say.
+
+    Args:
+        gaps: one encoding minus another, by training.
+        more_is_better: positive ones favour the first encoding, as of accuracies; otherwise negative ones.
+        learnt: whether the models have learnt what they are asked.
+    """
+    sign = 1 if more_is_better else -1
+    found, ahead = student_interval(gaps), sum(sign * gap > 0 for gap in gaps)
     if found is None:
         return "one training: no verdict"
+    if not learnt:
+        return NOT_LEARNT
     if not found.excludes(0):
         return f"not resolved (ahead in {ahead} of {len(gaps)} trainings)"
-    if found.value < 0:
+    if sign * found.value > 0:
         return f"ahead in {ahead} of {len(gaps)} trainings"
     return f"behind in {len(gaps) - ahead} of {len(gaps)} trainings"
 

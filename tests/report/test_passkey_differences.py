@@ -27,7 +27,7 @@ def test_it_is_paired_by_model_with_student_s_interval():
     gaps = [30.0, 40.0, 20.0]
     half = 4.30265 * np.std(gaps, ddof=1) / 3**0.5
     assert row["points"] == pytest.approx(30) and row["high"] - row["points"] == pytest.approx(half, rel=1e-4)
-    assert row["verdict"] == "ahead (3 of 3 trainings ahead)" and row["minus"] == "YaRN"
+    assert row["verdict"] == "ahead in 3 of 3 trainings" and row["minus"] == "YaRN"
     assert shown(row)["95 % over trainings"] == f"{30 - half:+.1f} … {30 + half:+.1f}"
 
 

@@ -61,5 +61,5 @@ def test_differences_are_paired_by_seed_and_say_what_the_spread_allows():
     )
     assert gap([10, 50, 91], [9, 49, 90.01])["verdict"] == "better"
     assert gap([9, 49, 90], [10, 50, 91.01])["verdict"] == "worse"
-    assert gap([9, 49, 90], [10, 50, 91.01], id=0.94)["verdict"] == "not learnt, no test (worse)"
+    assert gap([9, 49, 90], [10, 50, 91.01], id=0.94)["verdict"] == "not learnt: no test (worse)"
     assert not report.differences({"cot": {"curves": {"A": curves(1)}, "ceiling": None}}, [("A", "B")])

@@ -52,6 +52,8 @@ def test_one_training_gets_no_verdict():
 )
 def test_the_sentence_is_what_the_interval_allows(gaps, sentence):
     assert verdict(gaps) == sentence
+    assert verdict([-gap for gap in gaps], more_is_better=True) == sentence
+    assert verdict(gaps, learnt=False) == "not learnt: no test"
 
 
 def test_the_table_has_the_geometric_mean():
