@@ -64,6 +64,58 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Whether several encodings are trained and scored, and on what."""
+
+    compare: bool = False
+    """Fine-tune both without and with Resonance, from the same weights on the same rows; then score them and
+    the base on held-out text at growing lengths."""
+    documents: int = 24
+    """With --compare: at most so many held-out documents (in order of name)."""
+    pieces_per_document: int = 4
+    """With --compare: at most so many pieces of --length tokens from each document."""
+    seeds: tuple[int, ...] = ()
+    """With --compare: all of it once for each of these seeds, in place of --seed, and differences paired by
+    seed with an interval over the trainings. One training gets no verdict."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What a run keeps on its way, and how it goes on from there."""
+
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: go on from the newest checkpoint of the run folder if there is one; never: refuse a folder that
+    has one; must: refuse a folder that has none."""
+    save_seconds: float = 300.0
+    """Seconds between checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+    checkpoint_dir: str | None = None
+    """Where checkpoints go, gs://… too; default: the run folder."""
+    profile: int = 0
+    """How many steps JAX's profiler traces into the run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What is said ahead of a run, in its place: what it would need on a chip that may be elsewhere."""
+
+    plan: FlagOrAuto = False
+    """Only say what a device would hold and how long a step might take (exit code 1: it does not fit). auto:
+    search the mesh, --micro and --remat that fit --devices of --chip, by the plan and, where the TPU's
+    compiler is installed, by that too."""
+    chip: str | None = None
+    """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: the one here."""
+    devices: int | None = None
+    """How many chips to plan for; default: those that are here."""
+    compile: str | None = None
+    """Only compile the step, with the TPU's own compiler, for a slice that need not be there: v5p:2x2x2,
+    v6e:4x4, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""
+    slices: int = 1
+    """With --compile: how many such slices, joined by the data centre's network; --data spans them."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Fine-tune a decoder under one encoding; resumable, to the bit on the same mesh, to 1e-7 on another."""
 
@@ -92,16 +144,8 @@ class Config:
     length: int = 4096
     """Positions in a training row."""
 
-    compare: bool = False
-    """Fine-tune both without and with Resonance, from the same weights on the same rows; then score them and
-    the base on held-out text at growing lengths."""
-    documents: int = 24
-    """With --compare: at most so many held-out documents (in order of name)."""
-    pieces_per_document: int = 4
-    """With --compare: at most so many pieces of --length tokens from each document."""
-    seeds: tuple[int, ...] = ()
-    """With --compare: all of it once for each of these seeds, in place of --seed, and differences paired by
-    seed with an interval over the trainings. One training gets no verdict."""
+    comparison: OmitArgPrefixes[Comparison] = Comparison()
+    """Whether several encodings are trained and scored, and on what."""
 
     text: OmitArgPrefixes[Text] = Text()
     """The text that is trained on, and how it becomes rows."""
@@ -136,30 +180,10 @@ class Config:
 
     seed: int = 42
     """Seed of the order of the data, of dropout and of fresh weights."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """auto: go on from the newest checkpoint of the run folder if there is one; never: refuse a folder that
-    has one; must: refuse a folder that has none."""
-    save_seconds: float = 300.0
-    """Seconds between checkpoints."""
-    keep: int = 2
-    """How many of the newest checkpoints stay."""
-    checkpoint_dir: str | None = None
-    """Where checkpoints go, gs://… too; default: the run folder."""
-    profile: int = 0
-    """How many steps JAX's profiler traces into the run folder."""
-    plan: FlagOrAuto = False
-    """Only say what a device would hold and how long a step might take (exit code 1: it does not fit). auto:
-    search the mesh, --micro and --remat that fit --devices of --chip, by the plan and, where the TPU's
-    compiler is installed, by that too."""
-    chip: str | None = None
-    """The chip to plan for (h100, h200, a100-40, a100-80, v4, v5e, v5p, v6e); default: the one here."""
-    devices: int | None = None
-    """How many chips to plan for; default: those that are here."""
-    compile: str | None = None
-    """Only compile the step, with the TPU's own compiler, for a slice that need not be there: v5p:2x2x2,
-    v6e:4x4, … (exit code 1: it does not fit); needs pip install "jax[tpu]", no TPU."""
-    slices: int = 1
-    """With --compile: how many such slices, joined by the data centre's network; --data spans them."""
+    keeping: OmitArgPrefixes[Keeping] = Keeping()
+    """What a run keeps on its way, and how it goes on from there."""
+    ahead: OmitArgPrefixes[Ahead] = Ahead()
+    """What is said ahead of a run, in its place."""
     run_dir: str | None = None
     """Where results go; default runs/finetune-<hash of this config>."""
 
@@ -190,7 +214,7 @@ CPU = Config(
     from_scratch="default",
     shape="tiny",
     pretraining=PretrainConfig(steps=600),
-    compare=True,
+    comparison=Comparison(compare=True),
     train_length=256,
     length=2048,
     text=Text(tokenizer="bytes"),
@@ -200,7 +224,7 @@ CPU = Config(
     dtype="float32",
     remat="none",
     mesh=MeshConfig(data=-1, fsdp=1),
-    save_seconds=30.0,
+    keeping=Keeping(save_seconds=30.0),
 )
 
 PRESETS: dict[str, tuple[str, Config]] = {"cpu": ("A small model on the embedded corpus, 256 to 2,048.", CPU)}

@@ -48,11 +48,11 @@ def run(config: Config) -> int:
     """Fine-tune, then print what came of it, or only plan or compile it; 3 where documents had to be left
     out."""
     use_every_core()
-    if config.compile is not None:
+    if config.ahead.compile is not None:
         return compile_ahead(config, training)
-    if config.plan:
-        return search_plan(config, training) if config.plan == "auto" else show_plan(config)
-    if config.seeds:
+    if config.ahead.plan:
+        return search_plan(config, training) if config.ahead.plan == "auto" else show_plan(config)
+    if config.comparison.seeds:
         return run_seeds(config, run)
     with together() as process:
         return fine_tune(config, process)
@@ -89,16 +89,16 @@ def check_resume(config: Config) -> None:
     from resonance_jax.train import checkpoint
 
     folder = reachable(config.run_dir or default_folder("finetune", identity(config)))
-    if config.checkpoint_dir is None:
+    if config.keeping.checkpoint_dir is None:
         tuned = [part / "checkpoints" for part in parts(config, folder)]
     else:
-        tuned = parts(config, reachable(config.checkpoint_dir))
-    checkpoint.check_resume(config.resume, [*tuned, folder / "pretrain" / "checkpoints"])
+        tuned = parts(config, reachable(config.keeping.checkpoint_dir))
+    checkpoint.check_resume(config.keeping.resume, [*tuned, folder / "pretrain" / "checkpoints"])
 
 
 def parts(config: Config, folder: Path) -> list[Path]:
     """Where each variant's run lies: in the folder itself when there is one."""
-    if not config.compare:
+    if not config.comparison.compare:
         return [folder]
     return [folder / f"{'resonance-' if resonance else ''}{config.method}" for resonance in variants(config)]
 
@@ -174,7 +174,7 @@ class Study:
         rows = [self._tune(*where, trained, batches) for where in folders]
         result = {"runs": rows, "exports": self._exports() if first else []}
         if first:
-            if config.compare:
+            if config.comparison.compare:
                 tuned = dict(zip(specs, (part / "hf" for part in parts(config, self.local)), strict=True))
                 result |= compare(inputs, self.folder, self.local, lm, tuned)
             keep_result(self.folder / "finetune.json", self.identity, result)
@@ -200,7 +200,7 @@ class Study:
             f"fine-tuning: {lm.count_parameters() / 1e6:,.1f} M parameters, {spec.title}, "
             f"{config.batch_size} rows of {config.length:,} positions per step"
         )
-        own = None if config.checkpoint_dir is None else reachable(config.checkpoint_dir)
+        own = None if config.keeping.checkpoint_dir is None else reachable(config.keeping.checkpoint_dir)
         bytes_per_token = 1.0 if tokenizer is not None and tokenizer.name == "bytes" else None
         with report.training_progress(spec.title, bytes_per_token) as progress:
             result = train.fit(
@@ -212,11 +212,11 @@ class Study:
                 seed=config.seed,
                 lora=config.adapters if config.lora else None,
                 progress=progress,
-                checkpoint_dir=own / folder.name if own is not None and config.compare else own,
-                keep=config.keep,
-                profile=config.profile,
+                checkpoint_dir=own / folder.name if own is not None and config.comparison.compare else own,
+                keep=config.keeping.keep,
+                profile=config.keeping.profile,
                 meta=self.made_by,
-                donate=not config.compare,
+                donate=not config.comparison.compare,
             )
         export(self.inputs, folder / "hf", local / "hf", result.lm, self.base.path)
         summary = training_summary(result.history, config.batch_size * config.length)
@@ -237,7 +237,7 @@ def training(config: Config, mesh: Mesh | None) -> train.TrainConfig:
         config.optimizer,
         micro=config.micro or micro_rows(config.batch_size, config.length, shards),
         steps_per_call=None,
-        save_seconds=config.save_seconds,
+        save_seconds=config.keeping.save_seconds,
     )
 
 
@@ -266,8 +266,8 @@ def compare(
         heldout,
         tokenizer,
         config.length - 1,
-        config.pieces_per_document,
-        config.documents,
+        config.comparison.pieces_per_document,
+        config.comparison.documents,
         lm.config.vocab_size,
     )
     L = next(iter(tuned)).train_length
@@ -289,7 +289,7 @@ def show(config: Config, folder: Path, result: Mapping) -> None:
     from resonance_jax.report.tables import print_table
 
     print_table(result["runs"], "Fine-tuning")
-    if config.compare:
+    if config.comparison.compare:
         print_table(result["table"], "Perplexity of held-out text by length")
         print_table(result["differences"], f"Differences at {config.length:,}, nats per token")
         print(f"{folder}/sweep.png  {folder}/report.md")

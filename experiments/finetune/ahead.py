@@ -49,8 +49,8 @@ def show_plan(config: Config) -> int:
 
     check_numbers(config)
     shape, _ = base(config)
-    chip = plan.chip(config.chip or jax.devices()[0].device_kind)
-    sizes = sizes_for_rows(config.mesh, config.devices or jax.device_count(), config.batch_size)
+    chip = plan.chip(config.ahead.chip or jax.devices()[0].device_kind)
+    sizes = sizes_for_rows(config.mesh, config.ahead.devices or jax.device_count(), config.batch_size)
     lora = config.adapters if config.lora else None
     made = plan.plan(shape, sizes, config.batch_size, config.length, config.micro, lora, chip)
     print(made.title)
@@ -68,17 +68,18 @@ def search_plan(config: Config, training: MakeTraining) -> int:
     from resonance_jax.train import plan, plan_search
 
     check_numbers(config)
-    if config.chip is None or config.devices is None:
+    if config.ahead.chip is None or config.ahead.devices is None:
         raise ValueError("--plan auto searches for chips that need not be here: give --chip and --devices.")
     shape, _ = base(config)
-    lora, chip = config.adapters if config.lora else None, plan.chip(config.chip)
-    name = slice_named(config.chip, config.devices)
+    lora, chip = config.adapters if config.lora else None, plan.chip(config.ahead.chip)
+    name = slice_named(config.ahead.chip, config.ahead.devices)
     compiled = None if name is None or not has_compiler() else refusal_on(name, config, training)
     found = plan_search.search(
-        plan_search.settings(shape, config.devices, config.batch_size, config.length, lora, chip), compiled
+        plan_search.settings(shape, config.ahead.devices, config.batch_size, config.length, lora, chip),
+        compiled,
     )
     rows = found.rows()
-    print_table(rows, f"{config.devices} x {chip[0]}, {config.batch_size} rows of {config.length:,}")
+    print_table(rows, f"{config.ahead.devices} x {chip[0]}, {config.batch_size} rows of {config.length:,}")
     if (chosen := found.chosen) is None:
         least = min(setting.plan.total for setting, _ in found.refused) if found.refused else None
         print("Nothing fits." if least is None else f"Nothing fits; the least is {readable(least)} per chip.")
@@ -129,7 +130,7 @@ def compile_ahead(config: Config, training: MakeTraining) -> int:
     from resonance_jax.parallel.topology import absent_devices, chip_of, without_a_tpu
 
     check_numbers(config)
-    chip_of(config.compile)
+    name = chip_of(config.ahead.compile)
     without_a_tpu()
     use_precision(config.precision, config.dtype, "tpu")
     from resonance_jax.parallel.memory import readable
@@ -137,15 +138,15 @@ def compile_ahead(config: Config, training: MakeTraining) -> int:
     from resonance_jax.report.compiled import keep_compiled, show_compiled
     from resonance_jax.train import plan
 
-    devices = absent_devices(config.compile, config.slices)
+    devices = absent_devices(config.ahead.compile, config.ahead.slices)
     sizes = sizes_for_rows(config.mesh, len(devices), config.batch_size)
     shape, how, compile_it = step(config, devices, sizes, training)
     lora = config.adapters if config.lora else None
-    chip = plan.chip(chip_of(config.compile)) if chip_of(config.compile) in plan.CHIPS else ("TPU", None)
+    chip = plan.chip(name) if name in plan.CHIPS else ("TPU", None)
     made = plan.plan(shape, sizes, config.batch_size, config.length, how.micro, lora, chip)
     folder = open_run("finetune", identity(config))
     print(
-        f"{config.slices} x {config.compile}: {len(devices)} x {devices[0].device_kind}, "
+        f"{config.ahead.slices} x {config.ahead.compile}: {len(devices)} x {devices[0].device_kind}, "
         f"{config.batch_size} rows of {config.length:,}, {how.micro} at a time, remat {shape.remat}, mesh "
         + " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
     )
@@ -154,8 +155,8 @@ def compile_ahead(config: Config, training: MakeTraining) -> int:
         folder,
         result,
         {
-            "slice": config.compile,
-            "slices": config.slices,
+            "slice": config.ahead.compile,
+            "slices": config.ahead.slices,
             "devices": len(devices),
             "device_kind": devices[0].device_kind,
             "mesh": sizes,

@@ -126,5 +126,5 @@ class Base:
         batches = data.Batches(self.tokens, config.train_length, settings.batch_size, config.seed)
         with report.training_progress("pretrain") as progress:
             return train.pretrain(
-                lm, batches, settings, self.folder / "pretrain", config.save_seconds, progress
+                lm, batches, settings, self.folder / "pretrain", config.keeping.save_seconds, progress
             )

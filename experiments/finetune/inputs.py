@@ -36,7 +36,7 @@ def identity(config: Config) -> Config:
 
 def variants(config: Config) -> list[bool]:
     """Whether Resonance is applied, for each encoding that is trained."""
-    return [False, True] if config.compare else [config.resonance]
+    return [False, True] if config.comparison.compare else [config.resonance]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +132,9 @@ def gather(config: Config) -> Inputs:
     resolved_rule(text.rule, tokenizer)
     corpus = data.corpus(text.corpus, text_field=text.text_field, data_dir=text.data_dir)
     trained_on = corpus.split(text.split)
-    heldout = corpus.split("heldout") if config.compare else None
+    heldout = corpus.split("heldout") if config.comparison.compare else None
     inputs = Inputs(config, checkpoint, from_scratch, shape, own, specs, tokenizer, trained_on, heldout)
-    if config.compare:
+    if config.comparison.compare:
         _check_comparison(inputs)
     return inputs
 
@@ -177,8 +177,8 @@ def check_numbers(config: Config) -> None:
     for name in ("lr", "pretrain_lr"):
         if not 0 < options[name] < math.inf:
             raise ValueError(f"{named(name)} must be a positive number, got {options[name]}.")
-    if not config.save_seconds >= 0:
-        raise ValueError(f"--save-seconds must be at least 0, got {config.save_seconds}.")
+    if not config.keeping.save_seconds >= 0:
+        raise ValueError(f"--save-seconds must be at least 0, got {config.keeping.save_seconds}.")
 
 
 def _check_comparison(inputs: Inputs) -> None:

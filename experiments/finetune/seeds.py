@@ -33,8 +33,8 @@ def run_seeds(config: Config, run: Callable[[Config], int]) -> int:
     _check(config)
     folder = open_run("finetune", identity(config))
     codes, sweeps = [], []
-    for seed in config.seeds:
-        print(f"seed {seed} ({config.seeds.index(seed) + 1} of {len(config.seeds)})")
+    for seed in config.comparison.seeds:
+        print(f"seed {seed} ({config.comparison.seeds.index(seed) + 1} of {len(config.comparison.seeds)})")
         codes.append(run(_of_seed(config, seed, folder)))
         sweeps.append(read_json(_part(folder, seed) / "finetune.json"))
     result = write_trainings(folder, config, sweeps)
@@ -48,12 +48,12 @@ def _check(config: Config) -> None:
     """Raise ValueError for seeds that cannot be, before anything is made."""
     from resonance_jax.train.config import SEEDS, check_whole
 
-    if not config.compare:
+    if not config.comparison.compare:
         raise ValueError("--seeds repeats a comparison; give --compare, or one --seed.")
-    for seed in config.seeds:
+    for seed in config.comparison.seeds:
         check_whole("--seeds", seed, 0, SEEDS)
-    if len(set(config.seeds)) < len(config.seeds):
-        raise ValueError(f"--seeds must be each once; got {' '.join(map(str, config.seeds))}.")
+    if len(set(config.comparison.seeds)) < len(config.comparison.seeds):
+        raise ValueError(f"--seeds must be each once; got {' '.join(map(str, config.comparison.seeds))}.")
 
 
 def _part(folder: FilePath, seed: int) -> FilePath:
@@ -63,7 +63,9 @@ def _part(folder: FilePath, seed: int) -> FilePath:
 def _of_seed(config: Config, seed: int, folder: FilePath) -> Config:
     """The same comparison under one seed. The text is tokenized once for all."""
     cache = config.text.cache_dir or str(folder / "tokens")
-    checkpoints = None if config.checkpoint_dir is None else f"{config.checkpoint_dir}/seed-{seed}"
+    checkpoints = (
+        None if config.keeping.checkpoint_dir is None else f"{config.keeping.checkpoint_dir}/seed-{seed}"
+    )
     return with_options(
         config,
         seed=seed,
@@ -92,7 +94,7 @@ def write_trainings(folder: FilePath, config: Config, sweeps: list[Mapping]) -> 
     gaps = [trainings.difference_by_seed(trained, a, b, config.length) for a, b in pairs]
     lengths = sorted(next(iter(trained.values()))[0])
     result = {
-        "seeds": list(config.seeds),
+        "seeds": list(config.comparison.seeds),
         "table": trainings.mean_table(trained, report.doubling(lengths[0], lengths[-1])),
         "differences": gaps,
         "shown": [trainings.shown(row) for row in gaps],
@@ -125,7 +127,7 @@ def _report(result: Mapping, config: Config) -> str:
     """The text of seeds.md."""
     from resonance_jax import report
 
-    seeds = ", ".join(map(str, config.seeds))
+    seeds = ", ".join(map(str, config.comparison.seeds))
     return "\n".join(
         [
             f"Fine-tuned under {config.method}, without and with Resonance, for each of the seeds {seeds}. "

@@ -40,6 +40,18 @@ def options_of(config: Dataclass) -> dict[str, object]:
     return values
 
 
+def defaults_of(config: Dataclass) -> dict[str, object]:
+    """Of every option that has a default, its default by name."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Dataclass):
+            values |= defaults_of(value)
+        elif field.default is not dataclasses.MISSING:
+            values[option_name(type(config), field.name)] = field.default
+    return values
+
+
 def with_options(config: Config, **options: object) -> Config:
     """The config with other values for some options, which are named as in `options_of`.
 

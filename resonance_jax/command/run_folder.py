@@ -1,6 +1,5 @@
 """The folder that a run writes to, and goes on from: it belongs to one config."""
 
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -8,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from resonance_jax.command.options import Dataclass, options_of
+from resonance_jax.command.options import Dataclass, defaults_of, options_of
 from resonance_jax.command.run_lock import LOCK, hold
 from resonance_jax.files import FilePath, is_remote, reachable, read_json, write_json
 
@@ -103,9 +102,9 @@ def _added(config: Dataclass) -> dict[str, object]:
     """The defaults of the options that folders of earlier versions do not state, as JSON gives them back."""
     names = getattr(type(config), "ADDED", ())
     return {
-        f.name: json.loads(json.dumps(f.default, default=str))
-        for f in dataclasses.fields(config)
-        if f.name in names
+        name: json.loads(json.dumps(default, default=str))
+        for name, default in defaults_of(config).items()
+        if name in names
     }
 
 

@@ -41,6 +41,11 @@ def test_a_folder_is_another_configs_once_something_was_computed(tmp_path):
         open_run("study", first)
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    precision: str = "auto"
+
+
 def test_a_folder_without_a_later_option_has_its_default(tmp_path):
     """As one of a version before --precision: the same folder by default, another run's for another value."""
 
@@ -54,8 +59,15 @@ def test_a_folder_without_a_later_option_has_its_default(tmp_path):
     assert open_run("study", Later(run_dir=where)).name == "run"
     with pytest.raises(ValueError, match=r"\(precision: 'auto' there, 'bfloat16' here\)"):
         open_run("study", Later(precision="bfloat16", run_dir=where))
-    folders = [default_folder("study", c) for c in (Config(), Later(), Later(precision="bfloat16"))]
-    assert folders[0] == folders[1] != folders[2]
+
+    @dataclasses.dataclass(frozen=True)
+    class Nested(Config):
+        ADDED: ClassVar[tuple[str, ...]] = ("precision",)
+        group: Group = Group()
+
+    kinds = (Config(), Later(), Nested(), Later(precision="bfloat16"), Nested(group=Group("bfloat16")))
+    folders = [default_folder("study", c) for c in kinds]
+    assert folders[0] == folders[1] == folders[2] != folders[3] == folders[4]
     assert stated_config(open_run("study", Later(run_dir=str(tmp_path / "new"))), Later).precision == "auto"
 
 
