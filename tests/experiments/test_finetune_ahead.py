@@ -61,5 +61,5 @@ def test_plan_is_a_flag_or_auto(words, plan, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["finetune", "7b-long-yarn", *words.split()])
     monkeypatch.setattr(command_line, "leave_on_signals", lambda: None)
     monkeypatch.setattr(command_line, "leave", lambda code: None)
-    command_line.main(lambda config: parsed.append(config.plan), PRESETS)
+    command_line.main(lambda config: parsed.append(config.ahead.plan), PRESETS)
     assert parsed == [plan]

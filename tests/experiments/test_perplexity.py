@@ -81,6 +81,7 @@ def test_two_processes_score_as_one(inputs, tmp_path):
     np.testing.assert_allclose(*([row["perplexity"] for row in some] for some in rows), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_killed_sweep_ends_in_the_same_table_without_repeating_documents(inputs, tmp_path):
     sliding = ("--protocol", "sliding", "--stride", "16")
     code, out, err = finish(start(inputs, tmp_path / "whole", *sliding))

@@ -8,7 +8,7 @@ import pytest
 
 from configs import finetune, from_scratch, leval, passkey, perplexity, posgen, quickstart
 from experiments.from_scratch import identity
-from resonance_jax.command import guarded
+from resonance_jax.command import guarded, with_options
 from resonance_jax.parallel import topology
 
 CONFIGS = {
@@ -52,7 +52,7 @@ def test_every_command_sets_it(name, calls, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["finetune", "perplexity"])
 def test_what_is_compiled_ahead_is_for_a_tpu(name, calls, monkeypatch):
     monkeypatch.setattr(topology, "without_a_tpu", lambda: None)
-    config = dataclasses.replace(CONFIGS[name][0], dtype="float32", compile="v5e:2x2")
+    config = with_options(CONFIGS[name][0], dtype="float32", compile="v5e:2x2")
     assert guarded(importlib.import_module(f"experiments.{name}").run, config) == 130
     assert calls == [("auto", "float32", "tpu")]
 
