@@ -185,7 +185,8 @@ def main():
         theirs = loaded(exported(lm, Path(scratch) / "hf"))
     rows = []
     for batch in asked.batches:
-        rows.append(compared(lm, freqs, theirs, checkpoint, batch, asked.repeats))
+        repeats = asked.repeats if batch == 1 else max(2, asked.repeats // 2)  # half a minute each
+        rows.append(compared(lm, freqs, theirs, checkpoint, batch, repeats))
         print(rows[-1], flush=True)
     write("decode", {**machine(), "prompt": PROMPT, "new": NEW, "batches": rows})
     return 0 if all(map(reached, rows)) else 1

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from resonance_jax import rope
 from resonance_jax.generate.cache import Cache
+from resonance_jax.generate.decoding_weights import for_decoding
 from resonance_jax.generate.prefilling import bucket, go_on, prefill
 from resonance_jax.generate.sampling import Sampling, next_tokens
 from resonance_jax.generate.shared_prefix import SharedPrefix, share
@@ -205,6 +206,8 @@ def _continue(
     Returns:
         The last tokens, the cache, the new tokens in the first columns, and how many columns these are.
     """
+
+    params = for_decoding(config, params, last)
 
     def step(state: _State) -> _State:
         i, last, cache, done, new = state

@@ -21,6 +21,8 @@ from resonance_jax.parallel.mesh import automatic_axes
 
 Turns: TypeAlias = Mapping[str, tuple[Float[Array, "*rows T pairs"], Float[Array, "*rows T pairs"]]]
 """cos and sin by layer type, of those that use RoPE."""
+Layer: TypeAlias = Mapping[str, Array | Adapted]
+"""Parameters of one layer by name, or of all layers, stacked [L, ...]."""
 _Cache = TypeVar("_Cache", bound=Cache)
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -53,7 +55,7 @@ def turns(
 
 def run_stack(
     config: DecoderConfig,
-    layers: Mapping[str, Array | Adapted],
+    layers: Layer | tuple[Layer, ...],
     x: Float[Array, "B T D"],
     angles: Turns,
     segment_ids: Int[Array | np.ndarray, "B T"] | None,
@@ -64,7 +66,8 @@ def run_stack(
 
     Args:
         config: the decoder.
-        layers: parameters by name, stacked [L, ...].
+        layers: parameters by name, stacked [L, ...]; or each layer's by themselves, which makes a program
+            as long as the layers are many.
         x: the embedded tokens.
         angles: cos and sin by layer type.
         segment_ids: tokens see their own segment only.
@@ -77,7 +80,7 @@ def run_stack(
 
         def body(
             carry: tuple[Float[Array, "B T D"], _Cache | None],
-            scanned: tuple[Mapping[str, Array | Adapted], Key[Array, ""] | None, Int[Array, ""] | None],
+            scanned: tuple[Layer, Key[Array, ""] | None, Int[Array, ""] | None],
         ) -> tuple[tuple[Float[Array, "B T D"], _Cache | None], None]:
             x, cache = carry
             p, layer_key, index = scanned
@@ -113,6 +116,12 @@ def run_stack(
     indices = jnp.arange(config.n_layers, dtype=jnp.int32) if numbered else None
     stacked = (layers, layer_keys, indices)
     carry = (x, cache)
+    if isinstance(layers, tuple):
+        whole = Group(0, config.types, 1)
+        for number, kind in enumerate(config.types):
+            mine = jax.tree.map(lambda leaf, number=number: leaf[number], (layer_keys, indices))
+            carry, _ = one(kind, whole)(carry, (layers[number], *mine))
+        return carry
     for group in layer_types.groups(config.types):
         bodies = [one(kind, group) for kind in group.pattern]
         if len(bodies) == 1:

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from resonance_jax import generate, rope
 from resonance_jax.generate import decode as decode_module
+from resonance_jax.generate import decoding_weights
 from resonance_jax.generate.sampling import Sampling, next_tokens, nucleus
 from resonance_jax.generate.stopping import Row
 from resonance_jax.model import Decoder
+from resonance_jax.model.lowering import lowering_for
 from resonance_jax.parallel.mesh import make_mesh
 from tests.generate.small import CONFIG, HEAD, lively
 from tests.unchecked import unchecked
@@ -197,6 +199,25 @@ def test_prompts_of_any_length_share_a_few_programs():
         run([np.zeros(length, np.int32), np.zeros(7, np.int32)], max_new_tokens=2)
     after = [program._cache_size() for program in programs]
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2]
+
+
+def test_on_a_cpu_the_loop_does_not_scan_a_stack_of_weights(monkeypatch):
+    """A scan would copy each layer's weights for every token. Elsewhere, and in large models, it stays."""
+    _, cache = generate.prefill(CONFIG, lm.params, np.zeros((1, 4), np.int32), np.array([4]), FREQS, 8)
+    one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
+    state = (cache, None, one, one == 1, none, np.int32(0), np.int32(2), None)
+
+    def scans():
+        decode_module._continue.clear_cache()
+        traced = decode_module._continue.trace(CONFIG, lm.params, *state)
+        return str(traced.jaxpr).count(" scan[")
+
+    assert scans() == 0
+    with lowering_for("tpu"):
+        assert scans() == 1
+    monkeypatch.setattr(decoding_weights, "MOST", 0)
+    assert scans() == 1
+    decode_module._continue.clear_cache()
 
 
 def test_a_bucket_is_near():
