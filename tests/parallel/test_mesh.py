@@ -17,6 +17,16 @@ def test_sizes_must_multiply_to_the_devices():
         make_mesh(data=-1, fsdp=3)
 
 
+def test_axes_that_no_side_of_a_slice_holds_go_over_parts_of_sides(monkeypatch):
+    """As jax refuses fsdp 8 x tensor 2 on 4 x 4 chips; tests/tpu asks jax itself."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 2")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    assert make_mesh(fsdp=4, tensor=2).shape == {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
+
+
 def test_rules_and_dimensions_that_do_not_divide():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     assert sharding(mesh, ("layers", "embed", "heads"), (3, 64, 64)).spec == P(None, ("fsdp",), ("tensor",))

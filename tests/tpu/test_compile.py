@@ -108,6 +108,13 @@ def compiled(layers: int, slices: int = 1, **mesh: int) -> Compiled:
     )
 
 
+def test_a_mesh_may_go_over_parts_of_a_slice_s_sides():
+    for name, slices, sizes in (("v6e:4x4", 1, (1, 8, 2, 1)), ("v6e:4x4", 2, (2, 8, 2, 1))):
+        devices = topology.absent_devices(name, slices)
+        mesh = make_mesh(*sizes, devices=devices)
+        assert mesh.devices.shape == sizes and set(mesh.devices.flat) == set(devices)
+
+
 def test_deeper_decoders_are_as_long_programs():
     shallow, deep = compiled(4, fsdp=4), compiled(16, fsdp=4)
     assert deep.instructions == pytest.approx(shallow.instructions, rel=0.02)
