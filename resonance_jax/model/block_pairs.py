@@ -2,10 +2,9 @@
 
 The softmax of a row is merged from its blocks as they come (the online softmax of Milakov & Gimelshein 2018;
 FlashAttention, Dao et al. 2022): the state is the output so far and its log-sum-exp. Merging is commutative,
-so the pairs are static lists (`block_plan.listed`), each run by one `lax.scan`: those that need a mask (on
-the diagonal, on the window's edge, with the last keys, and all of them when there are segments), the others,
-and on a CPU smaller ones where a pair is cut to leave out what is hidden. The gradient recomputes the weights
-from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
+so the pairs are two static lists, each run by one `lax.scan`: the pairs that need a mask (on the diagonal, on
+the window's edge, with the last keys, and all of them when there are segments) and the others. The gradient
+recomputes the weights from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
 
 On a CPU many heads are worked on one after another (a key head with the queries that read it), so that their
 tiles stay in its cache: smaller blocks of all of them at once would mean smaller products, which are slower.
@@ -13,7 +12,7 @@ tiles stay in its cache: smaller blocks of all of them at once would mean smalle
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,6 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from resonance_jax.model.block_plan import SMALLEST, Plan, default_block, even, listed, many_heads
 from resonance_jax.model.lowering import target
 from resonance_jax.parallel.mesh import automatic_axes
 
@@ -32,6 +30,24 @@ SAVED = ("attention_out", "attention_lse")
 _State = TypeVar("_State")
 _Pair = tuple[Int[Array, ""], Int[Array, ""]]
 _Gradients = tuple[Float[Array, "B T K G H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]
+
+
+class Plan(NamedTuple):
+    """What one call computes, all of it static: T queries over S keys, in blocks of `rows` by `columns`.
+
+    by_head: one row and key head after another.
+    """
+
+    T: int
+    S: int
+    rows: int
+    columns: int
+    causal: bool
+    window: int | None
+    offset: int
+    scale: float
+    segments: bool
+    by_head: bool = False
 
 
 def block_pairs(
@@ -67,15 +83,14 @@ def block_pairs(
     plan = Plan(
         T=T,
         S=S,
-        rows=even(T, block),
-        columns=even(S, block),
+        rows=_even(T, block),
+        columns=_even(S, block),
         causal=causal,
         window=window,
         offset=S - T if offset is None else offset,
         scale=H**-0.5 if scale is None else float(scale),
         segments=segment_ids is not None,
         by_head=by_head,
-        smallest=SMALLEST if platform == "cpu" else block,
     )
     q = _pad(q.reshape(B, T, K, N // K, H), plan.rows)
     k, v = _pad(k, plan.columns), _pad(v, plan.columns)
@@ -84,6 +99,47 @@ def block_pairs(
         segment_ids, kv_segment_ids = _pad(segment_ids, plan.rows), _pad(kv_segment_ids, plan.columns)
     out = _attend_blocks(q, k, v, segment_ids, kv_segment_ids, plan)
     return out[:, :T].reshape(B, T, N, H)
+
+
+def default_block(heads: int, platform: str) -> int:
+    """Positions in a block. On a CPU the tiles of scores should stay in its cache.
+
+    Args:
+        heads: the tiles that are alive at a time, one per query head.
+        platform: jax's name of it, such as "cpu".
+    """
+    tile = 1 << 20 if platform == "cpu" else 1 << 24
+    return next((block for block in (512, 256) if heads * block * block <= tile), 128)
+
+
+def many_heads(heads: int, length: int) -> bool:
+    """Whether a CPU's cache does not hold the tiles of all heads together, in blocks as large as suit it.
+
+    Up to 256 positions smaller blocks leave more out of what the mask hides than they cost.
+    """
+    return length > 256 and default_block(heads, "cpu") < 512
+
+
+def pairs(plan: Plan) -> tuple[Int[np.ndarray, "masked 2"], Int[np.ndarray, "whole 2"]]:
+    """The pairs (query block, key block) that need a mask, and those in which every query sees every key."""
+    i, j = np.ogrid[: -(-plan.T // plan.rows), : -(-plan.S // plan.columns)]
+    first_key, last_key = j * plan.columns, np.minimum(plan.S, (j + 1) * plan.columns) - 1
+    first_query = plan.offset + i * plan.rows
+    last_query = plan.offset + np.minimum(plan.T, (i + 1) * plan.rows) - 1
+    meet = np.ones((i.size, j.size), bool)
+    whole = meet & ((j + 1) * plan.columns <= plan.S) & (not plan.segments)
+    if plan.causal:
+        meet &= first_key <= last_query
+        whole &= last_key <= first_query
+    if plan.window is not None:
+        meet &= last_key > first_query - plan.window
+        whole &= first_key > last_query - plan.window
+    return np.argwhere(meet & ~whole).astype(np.int32), np.argwhere(meet & whole).astype(np.int32)
+
+
+def _even(length: int, block: int) -> int:
+    """A block size, a multiple of 16, that cuts length into blocks of about `block` with little padding."""
+    return -(-length // (16 * -(-length // block))) * 16
 
 
 def _pad(x: Shaped[Array | np.ndarray, "B T *rest"], block: int) -> Shaped[Array, "B padded *rest"]:
@@ -141,29 +197,26 @@ def _forward_of_heads(
     lowest = jnp.finfo(wide).min / 4
 
     def merge(
-        sizes: Plan,
-        masked: bool,
-        state: tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]],
-        pair: _Pair,
+        masked: bool, state: tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]], pair: _Pair
     ) -> tuple[tuple[Float[Array, "B T K G H"], Float[Array, "B K T*G"]], None]:
         out, lse = state
         i, j = pair
-        queries = _heads_first(q, i, sizes.rows)
-        keys, values = _heads_first(k, j, sizes.columns), _heads_first(v, j, sizes.columns)
+        queries = _heads_first(q, i, plan.rows)
+        keys, values = _heads_first(k, j, plan.columns), _heads_first(v, j, plan.columns)
         scores = _dot("bkrh,bksh->bkrs", queries, keys, wide) * plan.scale
         if masked:
-            seen = _visible(sizes, i, j, G, segment_ids, kv_segment_ids)
+            seen = _visible(plan, i, j, G, segment_ids, kv_segment_ids)
             scores = jnp.where(seen, scores, lowest)
         # Not below lowest / 2: a row that sees none of these keys weighs them by exp(lowest / 2) = 0.
         top = jnp.maximum(scores.max(axis=-1), lowest / 2)
         weights = jnp.exp(scores - top[..., None])
         total = jnp.maximum(weights.sum(axis=-1), jnp.finfo(wide).tiny)
-        before = _slice(lse, i, sizes.rows * G, axis=2)
+        before = _slice(lse, i, plan.rows * G, axis=2)
         after = jnp.logaddexp(before, top + jnp.log(total))
         new = _dot("bkrs,bksh->bkrh", weights.astype(v.dtype), values, wide) * jnp.exp(top - after)[..., None]
-        new += _heads_first(out, i, sizes.rows) * jnp.exp(before - after)[..., None]
-        lse = lax.dynamic_update_slice_in_dim(lse, after, i * sizes.rows * G, axis=2)
-        return (_put(out, new, i, sizes.rows), lse), None
+        new += _heads_first(out, i, plan.rows) * jnp.exp(before - after)[..., None]
+        lse = lax.dynamic_update_slice_in_dim(lse, after, i * plan.rows * G, axis=2)
+        return (_put(out, new, i, plan.rows), lse), None
 
     state = jnp.zeros(q.shape, wide), jnp.full((B, K, T * G), lowest, wide)
     out, lse = _over_pairs(merge, state, plan)
@@ -196,27 +249,25 @@ def _backward_of_heads(
     lowest = jnp.finfo(wide).min / 4
     delta = jnp.einsum("btkgh,btkgh->bktg", out.astype(wide), d_out.astype(wide)).reshape(B, K, T * G)
 
-    def accumulate(sizes: Plan, masked: bool, gradients: _Gradients, pair: _Pair) -> tuple[_Gradients, None]:
+    def accumulate(masked: bool, gradients: _Gradients, pair: _Pair) -> tuple[_Gradients, None]:
         dq, dk, dv = gradients
         i, j = pair
-        queries, d_outs = _heads_first(q, i, sizes.rows), _heads_first(d_out, i, sizes.rows)
-        keys, values = _heads_first(k, j, sizes.columns), _heads_first(v, j, sizes.columns)
-        norm, drift = _once(
-            (_slice(lse, i, sizes.rows * G, axis=2), _slice(delta, i, sizes.rows * G, axis=2))
-        )
+        queries, d_outs = _heads_first(q, i, plan.rows), _heads_first(d_out, i, plan.rows)
+        keys, values = _heads_first(k, j, plan.columns), _heads_first(v, j, plan.columns)
+        norm, drift = _once((_slice(lse, i, plan.rows * G, axis=2), _slice(delta, i, plan.rows * G, axis=2)))
         # Tiles are [keys, rows]: no product has to contract the leading axis of its tile, slow on CPU.
-        scores = _dot("bksh,bkrh->bksr", keys, queries, wide) * sizes.scale
+        scores = _dot("bksh,bkrh->bksr", keys, queries, wide) * plan.scale
         if masked:
-            seen = _visible(sizes, i, j, G, segment_ids, kv_segment_ids, keys_first=True)
+            seen = _visible(plan, i, j, G, segment_ids, kv_segment_ids, keys_first=True)
             scores = jnp.where(seen, scores, lowest)
         weights = jnp.exp(scores - norm[:, :, None])
         d_weights = _dot("bksh,bkrh->bksr", values, d_outs, wide)
-        d_scores = weights * (d_weights - drift[:, :, None]) * sizes.scale
+        d_scores = weights * (d_weights - drift[:, :, None]) * plan.scale
         weights, d_scores = weights.astype(q.dtype), d_scores.astype(q.dtype)
         dqT = _dot("bkhs,bksr->bkhr", keys.swapaxes(2, 3), d_scores, wide)
-        dq = _add(dq, dqT.swapaxes(2, 3), i, sizes.rows)
-        dk = _add(dk, _dot("bksr,bkrh->bksh", d_scores, queries, wide), j, sizes.columns)
-        dv = _add(dv, _dot("bksr,bkrh->bksh", weights, d_outs, wide), j, sizes.columns)
+        dq = _add(dq, dqT.swapaxes(2, 3), i, plan.rows)
+        dk = _add(dk, _dot("bksr,bkrh->bksh", d_scores, queries, wide), j, plan.columns)
+        dv = _add(dv, _dot("bksr,bkrh->bksh", weights, d_outs, wide), j, plan.columns)
         return (dq, dk, dv), None
 
     zeros = jnp.zeros(q.shape, wide), jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
@@ -258,12 +309,13 @@ def _over_heads(
 
 
 def _over_pairs(
-    step: Callable[[Plan, bool, _State, _Pair], tuple[_State, None]], state: _State, plan: Plan
+    step: Callable[[bool, _State, _Pair], tuple[_State, None]], state: _State, plan: Plan
 ) -> _State:
-    """The state after step(sizes, masked, state, pair) for every pair of blocks that meet."""
-    for sizes, masked, some in listed(plan):
-        each = cast(_Pair, (some[:, 0], some[:, 1]))  # scan hands them on one by one
-        state, _ = lax.scan(partial(step, sizes, masked), state, each)
+    """The state after step(masked, state, pair) for every pair of blocks that meet."""
+    for masked, listed in zip((True, False), pairs(plan), strict=True):
+        if len(listed):
+            each = cast(_Pair, (listed[:, 0], listed[:, 1]))  # scan hands them on one by one
+            state, _ = lax.scan(partial(step, masked), state, each)
     return state
 
 

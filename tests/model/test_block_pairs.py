@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resonance_jax.model import block_pairs as module
-from resonance_jax.model.block_pairs import SAVED, block_pairs
-from resonance_jax.model.block_plan import Plan, listed, pairs
+from resonance_jax.model.block_pairs import SAVED, Plan, block_pairs, pairs
 from resonance_jax.model.kernel_choice import attention
 from resonance_jax.model.lowering import lowering_for
 from resonance_jax.parallel.mesh import make_mesh
@@ -152,40 +151,6 @@ def test_the_pairs_are_those_that_meet(T, S, blocks, causal, window, offset):
     assert all(block(pair).all() for pair in whole)
     covered = sum(block(pair).sum() for pair in [*masked, *whole])
     assert covered == seen.sum()
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(
-    st.integers(1, 400),
-    st.integers(1, 400),
-    st.booleans(),
-    st.none() | st.integers(1, 200),
-    st.integers(-100, 400),
-    st.booleans(),
-    st.sampled_from([16, 32]),
-)
-def test_what_is_listed_covers_what_is_seen_once(T, S, causal, window, offset, segments, smallest):
-    """Whatever size its blocks have; each computes something, and one without a mask sees all it covers."""
-    plan = Plan(T, S, 64, 64, causal, window if causal else None, offset, 1.0, segments, smallest=smallest)
-    back = offset + np.arange(T)[:, None] - np.arange(S)
-    seen = (back >= 0) & (back < (window or 10**9)) if causal else np.ones((T, S), bool)
-    times = np.zeros((-(-T // 64) * 64, -(-S // 64) * 64), int)
-    for sizes, masked, some in listed(plan):
-        assert smallest <= sizes.rows == sizes.columns <= 64
-        for i, j in some:
-            rows, columns = (
-                slice(i * sizes.rows, (i + 1) * sizes.rows),
-                slice(j * sizes.columns, (j + 1) * sizes.columns),
-            )
-            assert seen[rows, columns].any() and (masked or (seen[rows, columns].all() and columns.stop <= S))
-            times[rows, columns] += 1
-    assert (times[:T, :S][seen] == 1).all() and times.max(initial=0) <= 1
-
-
-def test_on_the_diagonal_little_is_computed_that_is_hidden():
-    plan = Plan(1024, 1024, 512, 512, True, None, 0, 1.0, segments=False)
-    area = sum(len(some) * sizes.rows * sizes.columns for sizes, _, some in listed(plan))
-    assert area == 512**2 * (1 + 2 * (8 + 28) / 64)
 
 
 def test_a_block_suits_the_platform_that_the_program_is_for():

@@ -101,7 +101,7 @@ def test_remat_attention_recomputes_all_but_attention(params):
 
     none, full, attention = map(compiled, ("none", "full", "attention"))
     loops = lambda program: program.as_text().count(" while(")
-    assert loops(attention) == loops(none) < loops(full)
+    assert loops(attention) == loops(none) == loops(full) - 1
     temporaries = lambda program: program.memory_analysis().temp_size_in_bytes
     assert temporaries(full) < temporaries(attention) < temporaries(none)
     exact = none(params)
