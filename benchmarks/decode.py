@@ -31,19 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from beside import against_best, interleaved, machine, medians, ratio, write
 from opponents import compiled_decoding, loaded
-from smollm2 import exported
+from smollm2 import exported, text
 
-from resonance_jax import data, generate, interop, rope
+from resonance_jax import generate, interop, rope
 from resonance_jax.generate.decode import CHUNK, _continue
 
 NAME, PROMPT, NEW = "smollm2-135m", 4096, CHUNK
 
 
-def passage(checkpoint, batch):
+def passage(batch):
     """The tokens [PROMPT] that all rows begin with, and the one [batch] with which each goes on."""
-    tokenizer = checkpoint.tokenizer()
-    ids = np.concatenate([tokenizer.encode(document.text) for document in data.corpus("passages")])
-    return np.resize(ids, PROMPT).astype(np.int32), ids[997 * np.arange(batch) % len(ids)].astype(np.int32)
+    ids = text(max(PROMPT, 997 * batch))[0]
+    return ids[:PROMPT], ids[997 * np.arange(batch)]
 
 
 class Ours:
@@ -130,9 +129,9 @@ def flips(ours, theirs):
     return [(row, int(where[0])) for row, where in enumerate(apart) if len(where)]
 
 
-def compared(lm, freqs, transformers_lm, checkpoint, batch, repeats):
+def compared(lm, freqs, transformers_lm, batch, repeats):
     """One batch: seconds, ratios and the share of the byte bound."""
-    ids, last = passage(checkpoint, batch)
+    ids, last = passage(batch)
     able, left_out, parted = {"ours": Ours(lm, freqs, ids, last)}, {}, {}
     answers = able["ours"].run(able["ours"].given())
     for name, compiled in (("default cache", False), ("static cache, compiled", True)):
@@ -186,7 +185,7 @@ def main():
     rows = []
     for batch in asked.batches:
         repeats = asked.repeats if batch == 1 else max(2, asked.repeats // 2)  # half a minute each
-        rows.append(compared(lm, freqs, theirs, checkpoint, batch, repeats))
+        rows.append(compared(lm, freqs, theirs, batch, repeats))
         print(rows[-1], flush=True)
     write("decode", {**machine(), "prompt": PROMPT, "new": NEW, "batches": rows})
     return 0 if all(map(reached, rows)) else 1

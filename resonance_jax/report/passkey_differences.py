@@ -6,9 +6,8 @@ from typing import TypedDict
 import numpy as np
 
 from resonance_jax.evaluate import passkey
-from resonance_jax.evaluate.student import student_interval
 from resonance_jax.report.passkey import ModelCell
-from resonance_jax.report.trainings import LEARNT, verdict
+from resonance_jax.report.trainings import LEARNT, ends, interval_text, verdict
 
 TRAINED_WITH = ("RoPE", "Resonance RoPE")
 
@@ -63,28 +62,27 @@ def _found(cells: Sequence[ModelCell], encoding: str, model: int | str) -> dict[
 
 
 def _row(encoding: str, base: str, length: int, gaps: np.ndarray, task_is_learnt: bool) -> Gap:
-    found = student_interval(gaps)
+    low, high = ends(gaps.tolist())
     return {
         "encoding": encoding,
         "minus": base,
         "length": length,
         "trainings": len(gaps),
         "points": float(gaps.mean()),
-        "low": None if found is None else found.low,
-        "high": None if found is None else found.high,
+        "low": low,
+        "high": high,
         "verdict": verdict(gaps.tolist(), more_is_better=True, learnt=task_is_learnt),
     }
 
 
 def shown(row: Gap) -> dict[str, str | int]:
     """A row as a table prints it."""
-    low, high = row["low"], row["high"]
     return {
         "encoding": row["encoding"],
         "minus": row["minus"],
         "length": row["length"],
         "trainings": row["trainings"],
         "points": f"{row['points']:+.1f}",
-        "95 % over trainings": "" if low is None or high is None else f"{low:+.1f} … {high:+.1f}",
+        "95 % over trainings": interval_text(row["low"], row["high"], 1),
         "verdict": row["verdict"],
     }

@@ -53,15 +53,15 @@ def difference_by_seed(trained: Trained, label: str, other: str, length: int) ->
     """`label` minus `other` at one length; both are the results of the same seeds in the same order."""
     pairs = zip(trained[label], trained[other], strict=True)
     gaps = np.array([a[length].mean_nll - b[length].mean_nll for a, b in pairs])
-    found = student_interval(gaps)
+    low, high = ends(gaps.tolist())
     return {
         "encoding": label,
         "minus": other,
         "length": length,
         "trainings": len(gaps),
         "difference": float(gaps.mean()),
-        "low": None if found is None else found.low,
-        "high": None if found is None else found.high,
+        "low": low,
+        "high": high,
         "verdict": verdict(gaps.tolist()),
     }
 
@@ -87,15 +87,25 @@ def verdict(gaps: Sequence[float], *, more_is_better: bool = False, learnt: bool
     return f"behind in {len(gaps) - ahead} of {len(gaps)} trainings"
 
 
+def ends(gaps: Sequence[float]) -> tuple[float | None, float | None]:
+    """Where Student's 95 % interval over the trainings begins and ends; None and None for a single one."""
+    found = student_interval(gaps)
+    return (None, None) if found is None else (found.low, found.high)
+
+
+def interval_text(low: float | None, high: float | None, digits: int) -> str:
+    """An interval of differences as a table prints it; nothing where there is none."""
+    return "" if low is None or high is None else f"{low:+.{digits}f} … {high:+.{digits}f}"
+
+
 def shown(row: TrainingsRow) -> dict[str, str | int]:
     """A row as a table prints it."""
-    low, high = row["low"], row["high"]
     return {
         "encoding": row["encoding"],
         "minus": row["minus"],
         "trainings": row["trainings"],
         "difference": f"{row['difference']:+.4f}",
-        "95 % over trainings": "" if low is None or high is None else f"{low:+.4f} … {high:+.4f}",
+        "95 % over trainings": interval_text(row["low"], row["high"], 4),
         "verdict": row["verdict"],
     }
 

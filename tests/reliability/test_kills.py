@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import arguments, scored
 from tests.reliability.resumed import Command, finish, killed, moment
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -70,14 +69,6 @@ KILLS = {
 }
 KILLS["parity"] = 60 - sum(KILLS.values())
 SAMPLE = {"perplexity": 2, "export": 2}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    """A small checkpoint with its tokenizer, texts, and questions."""
-    folder = scored.base(tmp_path_factory.mktemp("inputs") / "given")
-    arguments.base(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,12 @@
 """Passkey and L-Eval as commands in two processes, over a mesh of one device each: what one process says."""
 
 import socket
-from pathlib import Path
 
 import pytest
 
 from resonance_jax.parallel.distributed import VARIABLES
-from tests.reliability import arguments, scored
 from tests.reliability.resumed import finish
 from tests.reliability.test_kills import COMMANDS
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = scored.base(tmp_path_factory.mktemp("inputs") / "given")
-    arguments.base(folder)
-    return folder
 
 
 @pytest.mark.full
